@@ -1,0 +1,53 @@
+package api
+
+// BootData is what a sandbox adds to a started machine before any user code
+// runs: everything that differs between two sandboxes of one shape. It never
+// passes the kernel command line and is never written to a file.
+type BootData struct {
+	// Env is the environment of every exec, over VMConfig.Env and below
+	// ExecOptions.Env.
+	Env map[string]string
+
+	// Hosts are added to the guest's hosts file.
+	Hosts []HostIPMapping
+
+	// Confinement is what user code is held to inside the guest.
+	Confinement Confinement
+
+	// ReadOnlyRoot makes "/" read-only for user code.
+	ReadOnlyRoot bool
+
+	// Tmpfs are further file systems in the guest's memory.
+	Tmpfs []Tmpfs
+
+	// ShmSize is the size of /dev/shm in bytes; 0 is 64 MiB.
+	ShmSize int64
+
+	// Ulimits are the resource limits of every exec.
+	Ulimits []Ulimit
+}
+
+// Confinement narrows or widens the in-guest restrictions of user code. The
+// zero value is the default: DefaultCapabilities, no_new_privs, the seccomp
+// filter. A privileged machine ignores it.
+type Confinement struct {
+	// CapAdd and CapDrop name capabilities ("NET_RAW", "CAP_NET_RAW", "ALL").
+	// What is dropped wins over what is added.
+	CapAdd, CapDrop []string
+
+	// AllowSetuid leaves no_new_privs off, so that set-id programs (sudo) work.
+	AllowSetuid bool
+}
+
+// Tmpfs is a file system in the guest's memory.
+type Tmpfs struct {
+	Path string // absolute, made when missing
+	Size int64  // bytes; 0 is half of the guest's memory
+}
+
+// Ulimit is one resource limit, as setrlimit(2) names it ("nofile", "nproc", "core" …).
+type Ulimit struct {
+	Name string
+	Soft uint64
+	Hard uint64 // at least Soft; math.MaxUint64 is unlimited
+}

@@ -1,0 +1,26 @@
+// Package wire holds what host and guest agree on, byte for byte: frames and
+// their limits, the stream multiplexer, the service ports, the boot parameters
+// and the version of it all. It does not know what is said over a stream; that
+// is the business of the packages that hold both ends of a protocol.
+//
+// The host treats every byte that comes out of this package as hostile: what
+// is read has been bounded here, and means nothing more.
+package wire
+
+// Version numbers the agreement. Host and guest binary are built together; a
+// differing version is refused at the first hello.
+const Version = 1
+
+// Service ports of the guest. Only the host dials.
+const (
+	PortAgent = 1 // commands and files: internal/agent
+
+	// PortForward + N is TCP port N of the guest's loopback.
+	PortForward = 10000
+)
+
+// Names of the two virtio-serial ports.
+const (
+	DataPortName    = "matchlock.data" // a Mux: everything that runs by streams
+	ControlPortName = "matchlock.ctl"  // one request and answer at a time, idle otherwise
+)
