@@ -1,0 +1,396 @@
+package boot
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	keepKernels   = 3 // how many the cache keeps of what nobody used for a day
+	keepInitramfs = 4
+	keepFor       = 24 * time.Hour
+
+	maxRecord = 1 << 20 // a JSON file of ours
+)
+
+// A cache is the folder that Prepare fills.
+//
+// What is inside never changes once it has its name, which is made of a checksum; only what a source led to is written anew.
+// Work on kernels is done under an exclusive lock on kernels/lock, reading under none.
+type cache struct {
+	kernelsDir   string // one folder for each kernel
+	sourcesDir   string // one record for each source of a kernel: which folder it led to
+	initramfsDir string
+}
+
+func openCache(dir string) (*cache, error) {
+	c := &cache{
+		kernelsDir:   filepath.Join(dir, "kernels"),
+		sourcesDir:   filepath.Join(dir, "kernels", "sources"),
+		initramfsDir: filepath.Join(dir, "initramfs"),
+	}
+	for _, d := range []string{dir, c.kernelsDir, c.sourcesDir, c.initramfsDir} {
+		if err := ensurePrivateDir(d); err != nil {
+			return nil, fmt.Errorf("kernel cache: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// ensurePrivateDir makes a folder that only the caller may write to; one that is not so is refused.
+func ensurePrivateDir(dir string) error {
+	info, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		info, err = os.Stat(dir)
+	}
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%s: not a folder", dir)
+	}
+	if uid := ownerOf(info); uid != os.Geteuid() {
+		return fmt.Errorf("%s: belongs to user %d, not to %d", dir, uid, os.Geteuid())
+	}
+	return checkWriters(dir, info)
+}
+
+func checkWriters(path string, info fs.FileInfo) error {
+	if info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("%s: others may write to it (mode %04o)", path, info.Mode().Perm())
+	}
+	return nil
+}
+
+func ownerOf(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }
+
+// openTrusted opens a regular file that belongs to root or the caller and that nobody else may write to.
+func openTrusted(path string) (*os.File, fs.FileInfo, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a fifo would wait for its writer
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
+		err = errors.New("not a regular file")
+	case ownerOf(info) != 0 && ownerOf(info) != os.Geteuid():
+		err = fmt.Errorf("%s: belongs to user %d, neither to root nor to %d", path, ownerOf(info), os.Geteuid())
+	default:
+		err = checkWriters(path, info)
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, info, nil
+}
+
+func readTrusted(path string, limit int64) ([]byte, error) {
+	f, _, err := openTrusted(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readAll(f, limit)
+}
+
+// A stamp tells whether a file is still the one that was read. The zero Inode says that there was none.
+type stamp struct {
+	Path  string `json:"path"`
+	Size  int64  `json:"size"`
+	MTime int64  `json:"mtime"` // nanoseconds
+	Inode uint64 `json:"inode"`
+}
+
+func stampOf(path string) stamp {
+	info, err := os.Stat(path)
+	if err != nil {
+		return stamp{Path: path}
+	}
+	return stamp{path, info.Size(), info.ModTime().UnixNano(), info.Sys().(*syscall.Stat_t).Ino}
+}
+
+// A source is where a kernel came from and the folder that it led to.
+type source struct {
+	Origin string  `json:"origin"` // the path of the kernel file, or packageOrigin
+	Stamps []stamp `json:"stamps"` // of a file: itself first, then all that was looked at with it
+	Folder string  `json:"folder"`
+}
+
+// packageOrigin begins the Origin of a kernel that apt fetched; the package and its version follow.
+const packageOrigin = "apt:"
+
+// current tells whether the folder still is what the origin would lead to. A kernel that was removed since leaves its folder as good as it was.
+func (s *source) current() bool {
+	for i, old := range s.Stamps {
+		now := stampOf(old.Path)
+		if i == 0 && now.Inode == 0 {
+			return true
+		}
+		if now != old {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *cache) sourcePath(origin string) string {
+	sum := sha256.Sum256([]byte(origin))
+	return filepath.Join(c.sourcesDir, hex.EncodeToString(sum[:16])+".json")
+}
+
+// source returns the record of an origin; nil when there is none that holds.
+func (c *cache) source(path string) *source {
+	s := new(source)
+	if readRecord(path, s) != nil || !filepath.IsLocal(s.Folder) || !s.current() {
+		return nil
+	}
+	return s
+}
+
+// kernelOf returns the kernel that an origin led to; nil when it must be made.
+func (c *cache) kernelOf(origin string) *cachedKernel {
+	if s := c.source(c.sourcePath(origin)); s != nil && s.Origin == origin {
+		return c.kernel(s.Folder)
+	}
+	return nil
+}
+
+// sources returns all records that hold.
+func (c *cache) sources() []*source {
+	paths, _ := filepath.Glob(filepath.Join(c.sourcesDir, "*.json")) // the only error is a bad pattern
+	var all []*source
+	for _, path := range paths {
+		if s := c.source(path); s != nil {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// kernelFormat is part of a kernel's checksum: raise it when other files would come from the same input.
+const kernelFormat = 1
+
+// A cachedKernel is a folder below kernels/, described by the kernel.json in it.
+type cachedKernel struct {
+	Sum        string       `json:"sum"` // over all it was made from
+	Release    string       `json:"release"`
+	Arch       string       `json:"arch"`
+	HZ         int          `json:"hz"`
+	Kernel     string       `json:"kernel"` // file name
+	KernelSize int64        `json:"kernel_size"`
+	Modules    []cachedFile `json:"modules"` // in the order in which to load them
+
+	dir string
+}
+
+// A cachedFile is a file in a kernel's folder, Name its path there.
+type cachedFile struct {
+	Name string `json:"name"`
+	Size int64  `json:"size"`
+}
+
+func (k *cachedKernel) path(name string) string { return filepath.Join(k.dir, name) }
+
+func (k *cachedKernel) folder() string { return k.Release + "-" + k.Sum[:16] }
+
+// kernel returns the kernel in a folder; nil when it is not there or not whole.
+func (c *cache) kernel(folder string) *cachedKernel {
+	k := &cachedKernel{dir: filepath.Join(c.kernelsDir, folder)}
+	if readRecord(k.path("kernel.json"), k) != nil {
+		return nil
+	}
+	for _, f := range append([]cachedFile{{k.Kernel, k.KernelSize}}, k.Modules...) {
+		if !filepath.IsLocal(f.Name) {
+			return nil
+		}
+		if info, err := os.Lstat(k.path(f.Name)); err != nil || !info.Mode().IsRegular() || info.Size() != f.Size {
+			return nil
+		}
+	}
+	if info, err := os.Lstat(k.dir); err != nil || c.used(k.dir, info) != nil {
+		return nil
+	}
+	return k
+}
+
+// add gives the finished folder tmp the name of k, and notes what led to it.
+func (c *cache) add(tmp string, k *cachedKernel, origin string, stamps []stamp) error {
+	if c.kernel(k.folder()) == nil {
+		if err := writeRecord(filepath.Join(tmp, "kernel.json"), k); err != nil {
+			return err
+		}
+		dir := filepath.Join(c.kernelsDir, k.folder())
+		if err := os.RemoveAll(dir); err != nil { // not whole
+			return err
+		}
+		if err := os.Rename(tmp, dir); err != nil {
+			return err
+		}
+	}
+	k.dir = filepath.Join(c.kernelsDir, k.folder())
+	return writeRecord(c.sourcePath(origin), &source{Origin: origin, Stamps: stamps, Folder: k.folder()})
+}
+
+// lockKernels waits until no other process works on kernels, and removes what one that was killed left half made.
+func (c *cache) lockKernels(ctx context.Context) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(c.kernelsDir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for { // flock cannot be cancelled, so ask again
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			break
+		}
+		if err != syscall.EWOULDBLOCK && err != syscall.EINTR {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, context.Cause(ctx)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	left, _ := filepath.Glob(filepath.Join(c.kernelsDir, unfinished)) // the only error is a bad pattern
+	for _, dir := range left {
+		if err := os.RemoveAll(dir); err != nil {
+			f.Close()
+			return nil, err
+		}
+	}
+	return func() { f.Close() }, nil
+}
+
+// unfinished is the pattern for names of what has not got its real name yet.
+const unfinished = ".new-*"
+
+// writeFile makes a file under another name, and gives it its own when write is done.
+func writeFile(path string, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), unfinished)
+	if err != nil {
+		return err
+	}
+	err = write(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name()) // the first error tells more
+	}
+	return err
+}
+
+func readRecord(path string, v any) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b, err := readAll(f, maxRecord)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
+}
+
+func writeRecord(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "\t")
+	if err != nil {
+		return err
+	}
+	return writeFile(path, func(w io.Writer) error {
+		_, err := w.Write(append(b, '\n'))
+		return err
+	})
+}
+
+// used notes that something in the cache is in use, so that prune leaves it for the next day.
+// The lock lets it not be pruned between here and there.
+func (c *cache) used(path string, info fs.FileInfo) error {
+	now := time.Now()
+	if now.Sub(info.ModTime()) < keepFor/2 {
+		return nil
+	}
+	unlock, err := lockFolder(filepath.Dir(path), syscall.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return os.Chtimes(path, now, now)
+}
+
+// prune removes from a folder what nobody used for a day, but for the newest few. Failures are left for the next time.
+func (c *cache) prune(dir string, keep int) {
+	unlock, err := lockFolder(dir, syscall.LOCK_EX)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	type candidate struct {
+		path string
+		time time.Time
+	}
+	var old []candidate
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		info, err := e.Info()
+		if err != nil || path == c.sourcesDir || e.Name() == "lock" {
+			continue
+		}
+		old = append(old, candidate{path, info.ModTime()})
+	}
+	slices.SortFunc(old, func(a, b candidate) int { return b.time.Compare(a.time) })
+	for i, e := range old {
+		half := strings.HasPrefix(filepath.Base(e.path), ".")
+		if time.Since(e.time) > keepFor && (i >= keep || half) {
+			os.RemoveAll(e.path)
+		}
+	}
+}
+
+func lockFolder(dir string, how int) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := syscall.Flock(int(f.Fd()), how)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if err != syscall.EINTR {
+			f.Close()
+			return nil, err
+		}
+	}
+}
