@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -335,33 +334,4 @@ func (e *erofs) finish(root []byte, inodes int) error {
 		return err
 	}
 	return e.file.Truncate(e.end)
-}
-
-// writeSparse writes p at offset but leaves out blocks of zeros, which the file must have as holes.
-func writeSparse(f *os.File, p []byte, offset int64) error {
-	for len(p) > 0 {
-		n := run(p, false)
-		if n > 0 {
-			if _, err := f.WriteAt(p[:n], offset); err != nil {
-				return err
-			}
-		}
-		n += run(p[n:], true)
-		p, offset = p[n:], offset+int64(n)
-	}
-	return nil
-}
-
-var zeroBlock [blockSize]byte
-
-// run returns the length of the blocks at the start of p that are all zeros, or all not.
-func run(p []byte, zeros bool) (n int) {
-	for n < len(p) {
-		block := p[n:min(n+blockSize, len(p))]
-		if bytes.Equal(block, zeroBlock[:len(block)]) != zeros {
-			break
-		}
-		n += len(block)
-	}
-	return n
 }

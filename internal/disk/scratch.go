@@ -1,0 +1,158 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// MinScratch is the smallest disk CreateScratch makes: room for the journal and a little more.
+const MinScratch = 64 << 20
+
+// MissingToolError tells that a program of the host is not installed.
+type MissingToolError struct {
+	Tool    string
+	Package string // the Debian package that has it
+	Err     error
+}
+
+func (e *MissingToolError) Error() string {
+	return fmt.Sprintf("%s (Debian package %s): %v", e.Tool, e.Package, e.Err)
+}
+
+func (e *MissingToolError) Unwrap() error { return e.Err }
+
+// CreateScratch makes path, which must not exist, an empty ext4 file system of size bytes, a multiple of 4096 and at least MinScratch. On the
+// host it takes some hundred kilobytes until the guest writes. The guest has nothing to prepare; mounted with noinit_itable it leaves the tables
+// of unused inodes alone as well.
+//
+// The first disk of each size is made by mkfs.ext4 and kept in cacheDir, an existing folder that other processes may use at the same time;
+// the others are copies of it, so all of one size have the same UUID. If mkfs.ext4 is missing the error is a *MissingToolError.
+func CreateScratch(ctx context.Context, path string, size int64, cacheDir string) error {
+	if err := createScratch(ctx, path, size, cacheDir); err != nil {
+		return fmt.Errorf("scratch disk: %w", err)
+	}
+	return nil
+}
+
+func createScratch(ctx context.Context, path string, size int64, cacheDir string) error {
+	if size < MinScratch || size%blockSize != 0 {
+		return fmt.Errorf("%d bytes: neither a multiple of %d nor at least %d", size, blockSize, MinScratch)
+	}
+	empty, err := openEmptyExt4(ctx, size, cacheDir)
+	if err != nil {
+		return err
+	}
+	defer empty.Close()
+	disk, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	err = CopySparse(disk, empty)
+	if err := errors.Join(err, disk.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
+// ext4Version is to be raised when the arguments of mkfs.ext4 change.
+const ext4Version = 1
+
+// openEmptyExt4 opens the prepared file system of that size for reading. It is complete whenever it has its name.
+func openEmptyExt4(ctx context.Context, size int64, cacheDir string) (*os.File, error) {
+	name := filepath.Join(cacheDir, fmt.Sprintf("ext4-v%d-%d.img", ext4Version, size))
+	if f, err := os.Open(name); !errors.Is(err, os.ErrNotExist) {
+		return f, err
+	}
+	lock, err := lockFile(ctx, filepath.Join(cacheDir, "ext4.lock"))
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if f, err := os.Open(name); !errors.Is(err, os.ErrNotExist) {
+		return f, err // another process was first
+	}
+	// Under the lock, what has this name is the rest of a crash.
+	part := name + ".part"
+	if err := makeExt4(ctx, part, size); err != nil {
+		return nil, errors.Join(err, os.Remove(part))
+	}
+	if err := os.Rename(part, name); err != nil {
+		return nil, err
+	}
+	return os.Open(name)
+}
+
+// makeExt4 makes an empty ext4 and has it on the disk when it returns.
+func makeExt4(ctx context.Context, path string, size int64) (err error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	program, err := findTool("mkfs.ext4", "e2fsprogs")
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, program, "-q", "-F",
+		// Named one by one, as later versions of the tool would turn on what a guest's kernel may not know. No resize_inode: these
+		// disks are never grown. No metadata_csum: what lives for one sandbox is not worth the guest's time.
+		"-O", "none,has_journal,extent,huge_file,flex_bg,uninit_bg,64bit,dir_nlink,extra_isize,"+
+			"sparse_super,large_file,filetype,dir_index,ext_attr",
+		"-b", strconv.Itoa(blockSize), "-I", "256", "-i", "8192",
+		"-J", "size=16", "-m", "0",
+		"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0",
+		path)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w: %s", program, errors.Join(context.Cause(ctx), err), bytes.TrimSpace(stderr.Bytes()))
+	}
+	return f.Sync()
+}
+
+// findTool finds a system administrator's program, whose folder is not in everyone's PATH.
+func findTool(tool, debianPackage string) (string, error) {
+	for _, name := range []string{tool, "/usr/sbin/" + tool} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path, nil
+		}
+	}
+	return "", &MissingToolError{Tool: tool, Package: debianPackage, Err: exec.ErrNotFound}
+}
+
+// lockFile waits for the lock of a file, which it makes. Closing the file gives the lock back.
+func lockFile(ctx context.Context, path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	// A wait in flock can not be cancelled, so it is asked again. Holders are done within some ten milliseconds.
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if err != unix.EWOULDBLOCK && err != unix.EINTR {
+			return nil, errors.Join(&os.PathError{Op: "flock", Path: path, Err: err}, f.Close())
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, errors.Join(context.Cause(ctx), f.Close())
+		}
+	}
+}

@@ -1,0 +1,75 @@
+package disk
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+)
+
+// CopySparse makes dst a copy of src, with its size and its holes: by sharing the blocks where the file system can, else by copying what is
+// data. Both are to be open for what is asked of them; the offsets of neither count, and what dst held before is gone.
+func CopySparse(dst, src *os.File) error {
+	fi, err := src.Stat()
+	if err != nil {
+		return err
+	}
+	if err := dst.Truncate(0); err != nil {
+		return err
+	}
+	if cloned, err := clone(dst, src); cloned || err != nil {
+		return err
+	}
+	if err := dst.Truncate(fi.Size()); err != nil {
+		return err
+	}
+	if err := copyExtents(dst, src, fi.Size()); err != nil {
+		return fmt.Errorf("copy %s: %w", src.Name(), err)
+	}
+	return nil
+}
+
+// copyBytes copies n bytes at offset and makes holes of blocks of zeros.
+func copyBytes(dst, src *os.File, offset, n int64) error {
+	buf := make([]byte, min(n, 1<<20))
+	for n > 0 {
+		p := buf[:min(n, int64(len(buf)))]
+		if _, err := io.ReadFull(io.NewSectionReader(src, offset, n), p); err != nil {
+			return err
+		}
+		if err := writeSparse(dst, p, offset); err != nil {
+			return err
+		}
+		offset, n = offset+int64(len(p)), n-int64(len(p))
+	}
+	return nil
+}
+
+// writeSparse writes p at offset but for its blocks of zeros, which the file must have as holes already.
+func writeSparse(f *os.File, p []byte, offset int64) error {
+	for len(p) > 0 {
+		n := run(p, false)
+		if n > 0 {
+			if _, err := f.WriteAt(p[:n], offset); err != nil {
+				return err
+			}
+		}
+		n += run(p[n:], true)
+		p, offset = p[n:], offset+int64(n)
+	}
+	return nil
+}
+
+var zeroBlock [blockSize]byte
+
+// run returns the length of the blocks at the start of p that are all zeros, or all not.
+func run(p []byte, zeros bool) (n int) {
+	for n < len(p) {
+		block := p[n:min(n+blockSize, len(p))]
+		if bytes.Equal(block, zeroBlock[:len(block)]) != zeros {
+			break
+		}
+		n += len(block)
+	}
+	return n
+}
