@@ -13,7 +13,8 @@ const Version = 1
 
 // Service ports of the guest. Only the host dials.
 const (
-	PortAgent = 1 // commands and files: internal/agent
+	PortAgent   = 1 // commands and files: internal/agent
+	PortControl = 2 // the control port, which is beside the multiplexer, not in it
 
 	// PortForward + N is TCP port N of the guest's loopback.
 	PortForward = 10000

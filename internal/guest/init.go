@@ -1,0 +1,298 @@
+//go:build linux
+
+package guest
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/agent"
+	"github.com/matchlock/matchlock/internal/wire"
+)
+
+// Main is /init. It returns only an error, and with it the machine ends: the
+// kernel panics when PID 1 does.
+func Main() error {
+	if os.Getpid() != 1 {
+		if os.Args[0] == limitsName {
+			return runLimited(os.Args[1:])
+		}
+		return errors.New("this is the init of a matchlock guest; it runs as PID 1 only")
+	}
+	// Unhandled, these would end the runtime and with it the machine.
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2)
+	unix.Umask(0o022)
+	if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 1024, Max: maxOpenFiles}); err != nil {
+		return err
+	}
+	if err := mountKernelFileSystems(); err != nil {
+		return err
+	}
+	devices, err := os.OpenRoot("/dev")
+	if err != nil {
+		return err
+	}
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	params, err := wire.ParseParams(wire.Params{}, string(cmdline))
+	if err != nil {
+		return err
+	}
+	if err := loadModules("/modules"); err != nil {
+		return err
+	}
+	control, err := openPort(devices, wire.ControlPortName)
+	if err != nil {
+		return err
+	}
+	return agent.ServeControl(control, &guest{devices: devices, params: params})
+}
+
+// guest is the one guest there is. The control port calls its methods one at a
+// time.
+type guest struct {
+	devices *os.Root // the kernel's own /dev, out of user code's reach
+	params  wire.Params
+	starter *starter
+	server  *agent.Server
+
+	isSetUp, isBooted bool
+
+	mu   sync.Mutex
+	data *port // while open
+}
+
+// loadModules loads the modules of a folder in the order of their names, which
+// the host has made the order of their dependence, and deletes them: they are
+// in memory twice otherwise.
+func loadModules(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // all is built in
+	}
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if entry.IsDir() {
+			continue // for later
+		}
+		path := filepath.Join(dir, entry.Name())
+		if err := loadModule(path); err != nil {
+			return fmt.Errorf("module %s: %w", entry.Name(), err)
+		}
+		os.Remove(path)
+	}
+	return nil
+}
+
+func loadModule(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
+
+// Setup implements agent.ControlHandler: root, network, name and clock, all of
+// what the machine's configuration implies.
+func (g *guest) Setup(s *agent.Setup) error {
+	if g.isSetUp {
+		return errors.New("set up before")
+	}
+	g.isSetUp = true
+	params, err := wire.ParseParams(g.params, s.Params)
+	if err != nil {
+		return err
+	}
+	g.params = params
+	if err := setClock(s.Time); err != nil {
+		return err
+	}
+	if err := addEntropy(s.Entropy); err != nil {
+		return err
+	}
+	if err := configureNetwork(params); err != nil {
+		return err
+	}
+	g.starter = newStarter()
+	if g.starter.cgroup, err = makeCgroup(params.CPUs); err != nil {
+		return err
+	}
+	if err := enterRoot(params); err != nil {
+		return err
+	}
+	if err := writeIdentity(params, s.Hosts); err != nil {
+		return err
+	}
+	if err := mountDisks(params.Disks, g.devices); err != nil {
+		return err
+	}
+	g.server = agent.NewServer(g.starter, s.Env)
+	if err := g.confine(api.Confinement{}); err != nil {
+		return err
+	}
+	go g.serveData()
+	return nil
+}
+
+// Boot implements agent.ControlHandler: what the sandbox adds, before any user
+// code.
+func (g *guest) Boot(b *api.BootData) error {
+	if !g.isSetUp || g.isBooted {
+		return errors.New("not set up, or booted before")
+	}
+	g.isBooted = true
+	if err := appendHosts(b.Hosts); err != nil {
+		return err
+	}
+	if err := mountTmpfs(b.Tmpfs, b.ShmSize); err != nil {
+		return err
+	}
+	if b.ReadOnlyRoot {
+		if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+			return fmt.Errorf("read-only root: %w", err)
+		}
+	}
+	limits, err := parseLimits(b.Ulimits)
+	if err != nil {
+		return err
+	}
+	g.starter.limits = limits
+	g.server.AddEnv(b.Env)
+	return g.confine(b.Confinement)
+}
+
+// confine sets what user code is held to from now on.
+func (g *guest) confine(c api.Confinement) error {
+	if g.params.Privileged {
+		return g.starter.restrain(nil)
+	}
+	set, err := c.CapabilitySet()
+	if err != nil {
+		return err
+	}
+	return g.starter.restrain(&restraint{capabilities: set, allowSetuid: c.AllowSetuid})
+}
+
+// SetClock implements agent.ControlHandler.
+func (g *guest) SetClock(t time.Time) error { return setClock(t) }
+
+// Reset implements agent.ControlHandler: whoever is at the other end of the
+// data port now, nothing of what was said before reaches them.
+func (g *guest) Reset(epoch uint64) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.data == nil {
+		return nil
+	}
+	return g.data.Close()
+}
+
+// PowerOff implements agent.ControlHandler. Nothing is left to answer with.
+func (g *guest) PowerOff() error {
+	unix.Sync()
+	unmountDisks(g.params.Disks)
+	unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	unix.Sync()
+	// The machine is told to end instead of rebooting, and a reboot needs no
+	// power management.
+	return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+}
+
+func setClock(t time.Time) error {
+	ts := unix.NsecToTimespec(t.UnixNano())
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+		return fmt.Errorf("clock: %w", err)
+	}
+	return nil
+}
+
+// addEntropy mixes the host's entropy into the kernel's generator and makes it
+// take effect at once (random(4), RNDADDENTROPY and RNDRESEEDCRNG).
+func addEntropy(seed []byte) error {
+	if len(seed) == 0 {
+		return errors.New("entropy: none given")
+	}
+	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	pool := make([]byte, 8, 8+len(seed))
+	binary.NativeEndian.PutUint32(pool[0:], uint32(8*len(seed))) // struct rand_pool_info: bits, bytes
+	binary.NativeEndian.PutUint32(pool[4:], uint32(len(seed)))
+	pool = append(pool, seed...)
+	for _, request := range []uintptr{unix.RNDADDENTROPY, unix.RNDRESEEDCRNG} {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(unsafe.Pointer(&pool[0]))); errno != 0 {
+			return fmt.Errorf("entropy: %w", errno)
+		}
+	}
+	return nil
+}
+
+// makeCgroup makes the control group of user code, with a share of the
+// processors where that is asked for. It stays out of user code's reach.
+func makeCgroup(cpus float64) (*os.File, error) {
+	if cpus == 0 {
+		return nil, nil
+	}
+	const dir, period = "/cgroup", 100_000 // µs
+	if err := (mount{"cgroup2", dir, "cgroup2", 0, ""}).do(); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(dir+"/user", 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(dir+"/cgroup.subtree_control", []byte("+cpu"), 0); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(dir+"/user/cpu.max", fmt.Appendf(nil, "%d %d", int(cpus*period), period), 0); err != nil {
+		return nil, err
+	}
+	return os.Open(dir + "/user")
+}
+
+// serveData serves the agent on the data port, and again on a new session each
+// time the host has reset it.
+func (g *guest) serveData() {
+	for {
+		data, err := openPort(g.devices, wire.DataPortName)
+		if err != nil {
+			fatal(err)
+		}
+		g.mu.Lock()
+		g.data = data
+		g.mu.Unlock()
+		mux, err := wire.NewGuestMux(context.Background(), data, 0)
+		if err == nil {
+			g.server.Serve(mux)
+			mux.Close()
+		}
+		data.Close()
+	}
+}
+
+// fatal ends the machine: without its agent it is of no use to anybody.
+func fatal(err error) {
+	fmt.Fprintln(os.Stderr, "matchlock-guest:", err)
+	os.Exit(1)
+}

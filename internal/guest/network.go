@@ -1,0 +1,145 @@
+//go:build linux
+
+package guest
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/matchlock/matchlock/internal/wire"
+)
+
+// configureNetwork brings up the loopback and, where the machine has a link,
+// eth0. Without one every destination is unreachable, said at once.
+func configureNetwork(p wire.Params) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("rtnetlink: %w", err)
+	}
+	defer unix.Close(fd)
+	rt := rtnetlink{fd: fd}
+	loopback, err := interfaceIndex("lo")
+	if err != nil {
+		return err
+	}
+	rt.setUp(loopback, 0)
+	if p.NoNetwork || !p.Address.IsValid() {
+		rt.addUnreachable(loopback)
+		return rt.err
+	}
+	if err := loadModules("/modules/later"); err != nil {
+		return err
+	}
+	var eth0 uint32
+	if _, err := waitFor(diskTimeout, func() (string, bool) {
+		eth0, err = interfaceIndex("eth0")
+		return "", err == nil
+	}); err != nil {
+		return fmt.Errorf("eth0: %w", err)
+	}
+	rt.setUp(eth0, uint32(p.MTU))
+	rt.addAddress(eth0, p.Address)
+	if p.Gateway.IsValid() {
+		rt.addDefaultRoute(eth0, p.Gateway)
+	}
+	return rt.err
+}
+
+func interfaceIndex(name string) (uint32, error) {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return 0, err
+	}
+	return uint32(i.Index), nil
+}
+
+// rtnetlink speaks rtnetlink(7), one acknowledged request at a time. Its first
+// error is kept, and nothing is asked after it.
+type rtnetlink struct {
+	fd  int
+	err error
+}
+
+// setUp raises an interface; an MTU of 0 is left as it is.
+func (rt *rtnetlink) setUp(index, mtu uint32) {
+	header := asBytes(&unix.IfInfomsg{Index: int32(index), Flags: unix.IFF_UP, Change: unix.IFF_UP})
+	var attrs []byte
+	if mtu != 0 {
+		attrs = attribute(attrs, unix.IFLA_MTU, binary.NativeEndian.AppendUint32(nil, mtu))
+	}
+	rt.request("link up", unix.RTM_NEWLINK, 0, header, attrs)
+}
+
+func (rt *rtnetlink) addAddress(index uint32, address netip.Prefix) {
+	header := asBytes(&unix.IfAddrmsg{Family: unix.AF_INET, Prefixlen: uint8(address.Bits()), Index: index})
+	attrs := attribute(nil, unix.IFA_LOCAL, address.Addr().AsSlice())
+	attrs = attribute(attrs, unix.IFA_ADDRESS, address.Addr().AsSlice())
+	rt.request("address", unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, header, attrs)
+}
+
+func (rt *rtnetlink) addDefaultRoute(index uint32, gateway netip.Addr) {
+	header := asBytes(&unix.RtMsg{Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_BOOT, Type: unix.RTN_UNICAST})
+	attrs := attribute(nil, unix.RTA_GATEWAY, gateway.AsSlice())
+	attrs = attribute(attrs, unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, index))
+	rt.request("default route", unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, header, attrs)
+}
+
+func (rt *rtnetlink) addUnreachable(index uint32) {
+	header := asBytes(&unix.RtMsg{Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_BOOT, Type: unix.RTN_UNREACHABLE})
+	rt.request("unreachable default route", unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, header, nil)
+}
+
+func (rt *rtnetlink) request(what string, kind, flags uint16, header, attrs []byte) {
+	if rt.err != nil {
+		return
+	}
+	if err := rt.exchange(kind, flags, append(header, attrs...)); err != nil {
+		rt.err = fmt.Errorf("network: %s: %w", what, err)
+	}
+}
+
+func (rt *rtnetlink) exchange(kind, flags uint16, body []byte) error {
+	message := append(asBytes(&unix.NlMsghdr{
+		Len:   uint32(unix.SizeofNlMsghdr + len(body)),
+		Type:  kind,
+		Flags: unix.NLM_F_REQUEST | unix.NLM_F_ACK | flags,
+	}), body...)
+	if err := unix.Sendto(rt.fd, message, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	answer := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(rt.fd, answer, 0)
+	if err != nil {
+		return err
+	}
+	if n < unix.SizeofNlMsghdr+4 || binary.NativeEndian.Uint16(answer[4:]) != unix.NLMSG_ERROR {
+		return errors.New("rtnetlink: not an acknowledgement")
+	}
+	// The acknowledgement is an error number, negated; 0 is success.
+	if errno := -int32(binary.NativeEndian.Uint32(answer[unix.SizeofNlMsghdr:])); errno != 0 {
+		return unix.Errno(errno)
+	}
+	return nil
+}
+
+// attribute appends one attribute of rtnetlink(3), padded to four bytes.
+func attribute(attrs []byte, kind uint16, value []byte) []byte {
+	attrs = binary.NativeEndian.AppendUint16(attrs, uint16(unix.SizeofRtAttr+len(value)))
+	attrs = binary.NativeEndian.AppendUint16(attrs, kind)
+	attrs = append(attrs, value...)
+	for len(attrs)%4 != 0 {
+		attrs = append(attrs, 0)
+	}
+	return attrs
+}
+
+// asBytes copies a kernel structure without pointers.
+func asBytes[T any](structure *T) []byte {
+	return append([]byte(nil), unsafe.Slice((*byte)(unsafe.Pointer(structure)), unsafe.Sizeof(*structure))...)
+}

@@ -1,0 +1,133 @@
+//go:build linux
+
+package guest
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/matchlock/matchlock/internal/agent"
+)
+
+// starter is the agent.Starter of the guest. Commands are forked from one
+// thread, which is under the restraints that they are to inherit, and by the
+// shortest way there is; and all children, theirs and adopted ones, are reaped
+// in one place, as PID 1 must.
+type starter struct {
+	cgroup *os.File // commands start in it; nil: where PID 1 is
+	limits []limit
+
+	forks chan func() // run by the restrained thread
+
+	mu        sync.Mutex
+	processes map[int]*process // that have not been reaped
+	someChild sync.Cond        // there may be a child to wait for
+}
+
+func newStarter() *starter {
+	s := &starter{processes: map[int]*process{}}
+	s.someChild.L = &s.mu
+	go s.reap()
+	return s
+}
+
+// restrain sets what commands are held to from now on; nil is nothing.
+func (s *starter) restrain(r *restraint) error {
+	if s.forks != nil {
+		close(s.forks)
+	}
+	s.forks = make(chan func())
+	applied := make(chan error)
+	go func(forks <-chan func()) {
+		// Never unlocked: the thread ends with the goroutine, and nothing else
+		// ever runs on it.
+		runtime.LockOSThread()
+		var err error
+		if r != nil {
+			err = r.apply()
+		}
+		applied <- err
+		for fork := range forks {
+			fork()
+		}
+	}(s.forks)
+	return <-applied
+}
+
+// Start implements agent.Starter.
+func (s *starter) Start(path string, argv []string, attr *agent.ProcAttr) (agent.Process, error) {
+	files := make([]uintptr, len(attr.Files))
+	for i, f := range attr.Files {
+		files[i] = f.Fd()
+	}
+	if len(s.limits) > 0 {
+		path, argv = limited(s.limits, path, argv)
+	}
+	sys := &syscall.SysProcAttr{Setsid: true}
+	if attr.TTY {
+		sys.Setctty, sys.Ctty = true, 0
+	}
+	if c := attr.Credential; c != nil {
+		sys.Credential = &syscall.Credential{Uid: c.UID, Gid: c.GID, Groups: c.Groups}
+	}
+	if s.cgroup != nil {
+		sys.UseCgroupFD, sys.CgroupFD = true, int(s.cgroup.Fd())
+	}
+	var p *process
+	var err error
+	done := make(chan struct{})
+	s.forks <- func() {
+		defer close(done)
+		// Until the process is in the table the reaper must not see its end.
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		var pid int
+		pid, err = syscall.ForkExec(path, argv, &syscall.ProcAttr{Dir: attr.Dir, Env: attr.Env, Files: files, Sys: sys})
+		if err != nil {
+			return
+		}
+		p = &process{starter: s, pid: pid, ended: make(chan struct{})}
+		s.processes[pid] = p
+		s.someChild.Signal()
+	}
+	<-done
+	runtime.KeepAlive(attr.Files)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// reap waits for children for ever.
+func (s *starter) reap() {
+	for {
+		// Leave the child as it is: its number must stay taken until the table
+		// knows of its end, or a signal for it could reach another.
+		err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		s.mu.Lock()
+		if errors.Is(err, unix.ECHILD) && len(s.processes) == 0 {
+			s.someChild.Wait()
+		}
+		for {
+			var status unix.WaitStatus
+			pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			if err != nil || pid <= 0 {
+				break
+			}
+			if p := s.processes[pid]; p != nil {
+				delete(s.processes, pid)
+				p.status = status
+				close(p.ended)
+			}
+		}
+		s.mu.Unlock()
+	}
+}

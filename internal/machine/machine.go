@@ -1,0 +1,450 @@
+// Package machine makes a vm.Machine out of a Hypervisor, which boots a guest
+// and carries bytes to it, and the agent's client, which knows what to say. It
+// does so once for all platforms: what differs between hypervisors is behind
+// the six methods of Hypervisor and nowhere else.
+package machine
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/agent"
+	"github.com/matchlock/matchlock/internal/wire"
+	"github.com/matchlock/matchlock/vm"
+)
+
+// A Hypervisor boots one guest and opens connections to it. It knows nothing
+// of what is said over them. Its methods may be called by several goroutines
+// at once, Close at any time.
+type Hypervisor interface {
+	// Start returns when the guest's processors run, which is before its kernel
+	// has booted. ctx bounds the call alone.
+	Start(ctx context.Context) error
+
+	// Wait returns when the hypervisor's process is gone: nil when the guest
+	// powered off by itself or was closed, else why.
+	Wait(ctx context.Context) error
+
+	// Close kills what is left and releases everything. It may be called again.
+	Close() error
+
+	// PID is the hypervisor's process id, 0 when none runs.
+	PID() int
+
+	// DialVsock opens a stream to a service port of the guest, and for
+	// wire.PortControl the control port, which has one stream only.
+	DialVsock(ctx context.Context, port uint32) (net.Conn, error)
+}
+
+const (
+	stopGrace     = 10 * time.Second // for the guest to sync and power off
+	clockInterval = 10 * time.Second // between settings of the guest's clock: it has no other reference
+	setupTimeout  = 30 * time.Second // for each step of the set-up after the guest has booted
+	endGrace      = time.Second      // for the hypervisor's end to be noticed after a connection broke
+	entropyBytes  = 64               // twice the pool of the kernel's generator
+)
+
+// Machine is a vm.Machine, vm.InteractiveMachine, vm.VsockDialer and vm.Booter.
+type Machine struct {
+	config  *Config
+	hv      Hypervisor
+	link    *os.File // host end of the guest's link; nil: none of ours
+	rootfs  string
+	client  *agent.Client
+	control *agent.Control // set by Start
+
+	// life ends with the guest; its cause says why and wraps vm.ErrNotRunning.
+	life    context.Context
+	end     context.CancelCauseFunc
+	running atomic.Bool // the agent has answered
+	stopped atomic.Bool // we asked for the end
+
+	mu       sync.Mutex
+	started  bool
+	closed   bool
+	booted   bool // Boot was called
+	executed bool // user code has run
+	sockets  []io.Closer
+	serving  sync.WaitGroup
+
+	clockMu  sync.Mutex
+	clockSet time.Time // when the guest's clock was last set
+	execs    atomic.Int64
+}
+
+var (
+	_ vm.InteractiveMachine = (*Machine)(nil)
+	_ vm.VsockDialer        = (*Machine)(nil)
+	_ vm.Booter             = (*Machine)(nil)
+)
+
+// New makes a machine that is not yet started. It takes over hv and link, the
+// host end of the guest's link or nil; rootfs is the image that the guest will
+// write to.
+func New(config *Config, hv Hypervisor, link *os.File, rootfs string) *Machine {
+	m := &Machine{config: config, hv: hv, link: link, rootfs: rootfs}
+	m.life, m.end = context.WithCancelCause(context.Background())
+	m.client = agent.NewClient(hv.DialVsock)
+	return m
+}
+
+// Start implements vm.Machine.
+func (m *Machine) Start(ctx context.Context) error {
+	m.mu.Lock()
+	if m.started || m.closed {
+		defer m.mu.Unlock()
+		if m.closed {
+			return m.notRunning()
+		}
+		return errors.New("start: the machine was started before")
+	}
+	m.started = true
+	m.mu.Unlock()
+
+	if err := m.start(ctx); err != nil {
+		err = m.explain(ctx, err)
+		return errors.Join(err, m.Close(context.WithoutCancel(ctx)))
+	}
+	m.running.Store(true)
+	return nil
+}
+
+func (m *Machine) start(ctx context.Context) error {
+	ctx, leave := m.enter(ctx)
+	defer leave()
+	if err := m.hv.Start(ctx); err != nil {
+		return err
+	}
+	m.serving.Go(m.watch)
+	conn, err := m.hv.DialVsock(ctx, wire.PortControl)
+	if err != nil {
+		return fmt.Errorf("control port: %w", err)
+	}
+	control := agent.NewControl(conn)
+	hello, err := control.Hello(ctx)
+	if err != nil {
+		return fmt.Errorf("guest did not come up: %w", err)
+	}
+	if hello.Version != wire.Version {
+		return fmt.Errorf("guest speaks version %d, the host %d", hello.Version, wire.Version)
+	}
+	setup := agent.Setup{
+		Params:  m.config.Params.String(),
+		Env:     m.config.Env,
+		Hosts:   m.config.AddHosts,
+		Entropy: make([]byte, entropyBytes),
+		Time:    time.Now(),
+	}
+	rand.Read(setup.Entropy)
+	setupCtx, cancel := context.WithTimeout(ctx, setupTimeout)
+	defer cancel()
+	if err := control.Setup(setupCtx, setup); err != nil {
+		return fmt.Errorf("guest set-up: %w", err)
+	}
+	m.mu.Lock()
+	m.control = control
+	m.mu.Unlock()
+	m.clockSet = setup.Time
+	m.serving.Go(m.keepClock)
+	return m.listenVsock()
+}
+
+// watch ends the machine's life with the hypervisor's.
+func (m *Machine) watch() {
+	err := m.hv.Wait(context.Background())
+	switch {
+	case m.stopped.Load():
+		err = fmt.Errorf("%w: it was stopped", vm.ErrNotRunning)
+	case err == nil:
+		err = fmt.Errorf("%w: the guest powered off", vm.ErrNotRunning)
+	default:
+		err = &deathError{err}
+	}
+	m.end(err)
+}
+
+// deathError is the end of a guest that nobody asked for.
+type deathError struct{ cause error }
+
+func (e *deathError) Error() string   { return vm.ErrNotRunning.Error() + ": " + e.cause.Error() }
+func (e *deathError) Unwrap() []error { return []error{vm.ErrNotRunning, e.cause} }
+
+// enter returns a context that ends with ctx or with the guest, whichever is first.
+func (m *Machine) enter(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	detach := context.AfterFunc(m.life, func() { cancel(context.Cause(m.life)) })
+	return ctx, func() { detach(); cancel(nil) }
+}
+
+// enterRunning is enter for calls that need the agent.
+func (m *Machine) enterRunning(ctx context.Context) (context.Context, func(), error) {
+	if m.life.Err() != nil || !m.running.Load() {
+		return nil, nil, m.notRunning()
+	}
+	ctx, leave := m.enter(ctx)
+	return ctx, leave, nil
+}
+
+// notRunning says why there is no guest.
+func (m *Machine) notRunning() error {
+	if m.life.Err() != nil {
+		return context.Cause(m.life)
+	}
+	return fmt.Errorf("%w: it has not been started", vm.ErrNotRunning)
+}
+
+// explain puts the guest's end in the place of an error that came of it. ctx
+// is the caller's: an error of its end stays as it is.
+func (m *Machine) explain(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if errors.Is(err, agent.ErrTooLarge) {
+		return fmt.Errorf("%w: %w", vm.ErrTooLarge, err)
+	}
+	if agent.IsGuestError(err) {
+		return err
+	}
+	// The connection breaks a moment before the process is reaped.
+	select {
+	case <-m.life.Done():
+		return context.Cause(m.life)
+	case <-ctx.Done():
+	case <-time.After(endGrace):
+	}
+	return err
+}
+
+// Boot implements vm.Booter.
+func (m *Machine) Boot(ctx context.Context, data *api.BootData) error {
+	if err := checkBootData(data); err != nil {
+		return err
+	}
+	inner, leave, err := m.enterRunning(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	m.mu.Lock()
+	switch {
+	case m.booted:
+		err = errors.New("boot: called before")
+	case m.executed:
+		err = errors.New("boot: user code has run")
+	}
+	m.booted = true
+	m.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return m.explain(ctx, m.control.Boot(inner, data))
+}
+
+func checkBootData(data *api.BootData) error {
+	if data == nil {
+		return errors.New("boot: no data")
+	}
+	var errs []error
+	for key, value := range data.Env {
+		errs = append(errs, CheckEnv(key, value))
+	}
+	for _, h := range data.Hosts {
+		errs = append(errs, CheckHost(h.Host, h.IP))
+	}
+	_, err := data.Confinement.CapabilitySet()
+	return errors.Join(append(errs, err)...)
+}
+
+// beginExec prepares for user code: from here on Boot is refused, and the
+// guest's clock is right.
+func (m *Machine) beginExec(ctx context.Context) (func(), error) {
+	m.mu.Lock()
+	m.executed = true
+	m.mu.Unlock()
+	m.execs.Add(1)
+	done := func() { m.execs.Add(-1) }
+	if err := m.setClock(ctx); err != nil {
+		done()
+		return nil, err
+	}
+	return done, nil
+}
+
+// setClock sets the guest's clock when that is due.
+func (m *Machine) setClock(ctx context.Context) error {
+	m.clockMu.Lock()
+	defer m.clockMu.Unlock()
+	if time.Since(m.clockSet) < clockInterval {
+		return nil
+	}
+	now := time.Now()
+	if err := m.control.SetClock(ctx, now); err != nil {
+		return fmt.Errorf("guest's clock: %w", err)
+	}
+	m.clockSet = now
+	return nil
+}
+
+// keepClock keeps the guest's clock near the host's while something runs. An
+// idle guest is left alone; its clock is set before the next command.
+func (m *Machine) keepClock() {
+	tick := time.NewTicker(clockInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-m.life.Done():
+			return
+		case <-tick.C:
+			if m.execs.Load() > 0 {
+				ctx, cancel := context.WithTimeout(m.life, clockInterval)
+				m.setClock(ctx) // the next tick tries again, and a dead guest has ended life
+				cancel()
+			}
+		}
+	}
+}
+
+// Exec implements vm.Machine.
+func (m *Machine) Exec(ctx context.Context, command string, opts *api.ExecOptions) (*api.ExecResult, error) {
+	inner, leave, err := m.enterRunning(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	done, err := m.beginExec(inner)
+	if err != nil {
+		return nil, m.explain(ctx, err)
+	}
+	defer done()
+	result, err := m.client.Exec(inner, command, opts)
+	return result, m.explain(ctx, err)
+}
+
+// ExecInteractive implements vm.InteractiveMachine.
+func (m *Machine) ExecInteractive(ctx context.Context, command string, opts *api.ExecOptions, rows, cols uint16, stdin io.Reader, stdout io.Writer, resizeCh <-chan [2]uint16) (int, error) {
+	inner, leave, err := m.enterRunning(ctx)
+	if err != nil {
+		return -1, err
+	}
+	defer leave()
+	done, err := m.beginExec(inner)
+	if err != nil {
+		return -1, m.explain(ctx, err)
+	}
+	defer done()
+	status, err := m.client.ExecInteractive(inner, command, opts, rows, cols, stdin, stdout, resizeCh)
+	return status, m.explain(ctx, err)
+}
+
+// WriteFile implements vm.Machine.
+func (m *Machine) WriteFile(ctx context.Context, path string, content []byte, mode uint32) error {
+	inner, leave, err := m.enterRunning(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return m.explain(ctx, m.client.WriteFile(inner, path, content, mode))
+}
+
+// ReadFile implements vm.Machine.
+func (m *Machine) ReadFile(ctx context.Context, path string) ([]byte, error) {
+	inner, leave, err := m.enterRunning(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	content, err := m.client.ReadFile(inner, path)
+	return content, m.explain(ctx, err)
+}
+
+// ListFiles implements vm.Machine.
+func (m *Machine) ListFiles(ctx context.Context, path string) ([]api.FileInfo, error) {
+	inner, leave, err := m.enterRunning(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	files, err := m.client.ListFiles(inner, path)
+	return files, m.explain(ctx, err)
+}
+
+// PID implements vm.Machine.
+func (m *Machine) PID() int { return m.hv.PID() }
+
+// RootfsPath implements vm.Machine.
+func (m *Machine) RootfsPath() string { return m.rootfs }
+
+// Wait implements vm.Machine.
+func (m *Machine) Wait(ctx context.Context) error {
+	m.mu.Lock()
+	started := m.started
+	m.mu.Unlock()
+	if !started {
+		return m.notRunning()
+	}
+	select {
+	case <-m.life.Done():
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	var death *deathError
+	if errors.As(context.Cause(m.life), &death) {
+		return death.cause
+	}
+	return nil
+}
+
+// Stop implements vm.Machine.
+func (m *Machine) Stop(ctx context.Context) error {
+	if !m.running.Load() || m.life.Err() != nil {
+		return nil
+	}
+	m.stopped.Store(true)
+	ctx, cancel := context.WithTimeout(ctx, stopGrace)
+	defer cancel()
+	inner, leave := m.enter(ctx)
+	defer leave()
+	// The guest's answer to the request is its end; when it says no or nothing,
+	// killing it is what is left.
+	_ = m.control.PowerOff(inner)
+	select {
+	case <-m.life.Done():
+	case <-ctx.Done():
+	}
+	if err := m.hv.Close(); err != nil {
+		return err
+	}
+	<-m.life.Done()
+	return nil
+}
+
+// Close implements vm.Machine.
+func (m *Machine) Close(context.Context) error {
+	m.mu.Lock()
+	first := !m.closed
+	m.closed = true
+	sockets := m.sockets
+	m.sockets = nil
+	m.mu.Unlock()
+
+	m.stopped.Store(true)
+	err := m.hv.Close()
+	m.end(fmt.Errorf("%w: it was closed", vm.ErrNotRunning)) // for one that never ran
+	for _, socket := range sockets {
+		err = errors.Join(err, socket.Close())
+	}
+	if first && m.link != nil {
+		err = errors.Join(err, m.link.Close())
+	}
+	m.serving.Wait()
+	return err
+}

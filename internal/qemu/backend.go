@@ -1,0 +1,209 @@
+// Package qemu is the vm.Backend on QEMU: its microvm machine under KVM where
+// a vCPU really runs, under TCG, QEMU's own translator, everywhere else. It
+// starts, watches and ends the hypervisor's process and carries bytes to the
+// guest; what is said there is internal/machine's and internal/agent's affair.
+//
+// The recipe was tried on QEMU 7.2 and 10.0; docs/how-it-works.md has the
+// reasons.
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/matchlock/matchlock/internal/disk"
+	"github.com/matchlock/matchlock/internal/machine"
+	"github.com/matchlock/matchlock/internal/wire"
+	"github.com/matchlock/matchlock/vm"
+)
+
+// Options are what a Backend needs to know of its host. The zero value of a
+// field but Boot is its default.
+type Options struct {
+	Accel    string // "auto", "kvm" or "tcg"; empty is auto
+	CacheDir string // where facts about the host are remembered; empty: nowhere
+	RunDir   string // where machines keep their sockets and copies; empty: os.TempDir
+	Logger   *slog.Logger
+
+	// Boot returns the kernel and initramfs to start. kernel is
+	// VMConfig.KernelPath; empty, one is to be found.
+	Boot func(ctx context.Context, kernel string) (BootFiles, error)
+}
+
+// BootFiles are what the hypervisor loads into the guest's memory.
+type BootFiles struct {
+	Kernel    string // vmlinux or bzImage
+	Initramfs string
+	HZ        int // the kernel's timer frequency; 0 is Debian's 250
+}
+
+// Backend is a vm.Backend. It holds nothing but its options.
+type Backend struct{ options Options }
+
+var _ vm.Backend = (*Backend)(nil)
+
+// New makes a backend. It does not look at the host yet.
+func New(options Options) *Backend {
+	if options.Accel == "" {
+		options.Accel = "auto"
+	}
+	if options.RunDir == "" {
+		options.RunDir = os.TempDir()
+	}
+	if options.Logger == nil {
+		options.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Backend{options}
+}
+
+// Name implements vm.Backend.
+func (b *Backend) Name() string { return "qemu" }
+
+// Create implements vm.Backend. All files are opened here, so that what the
+// machine runs on is what was named.
+func (b *Backend) Create(ctx context.Context, config *vm.VMConfig) (vm.Machine, error) {
+	if runtime.GOARCH != "amd64" {
+		return nil, fmt.Errorf("qemu: host architecture %s: %w", runtime.GOARCH, errors.ErrUnsupported)
+	}
+	c, err := machine.Resolve(config)
+	if err != nil {
+		return nil, err
+	}
+	h := &hypervisor{config: c, log: b.options.Logger, ended: make(chan struct{})}
+	link, rootfs, err := b.acquire(ctx, h)
+	if err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	return machine.New(c, h, link, rootfs), nil
+}
+
+// acquire fills in h, all of which h.Close releases, and returns the host end
+// of the guest's link and the image that the guest will write to.
+func (b *Backend) acquire(ctx context.Context, h *hypervisor) (link *os.File, rootfs string, err error) {
+	if h.path, err = findQEMU(); err != nil {
+		return nil, "", err
+	}
+	if err := checkVersion(ctx, h.path, b.options.CacheDir); err != nil {
+		return nil, "", err
+	}
+	if h.accel, err = chooseAccel(ctx, b.options.Accel, b.options.CacheDir); err != nil {
+		return nil, "", err
+	}
+	if h.accel.Name == accelTCG {
+		if h.tscKHz, err = tscKHz(b.options.CacheDir); err != nil {
+			return nil, "", err
+		}
+	}
+	boot, err := b.options.Boot(ctx, h.config.KernelPath)
+	if err != nil {
+		return nil, "", err
+	}
+	h.hz = boot.HZ
+	if h.kernel, err = os.Open(boot.Kernel); err != nil {
+		return nil, "", fmt.Errorf("kernel: %w", err)
+	}
+	if h.initramfs, err = os.Open(boot.Initramfs); err != nil {
+		return nil, "", fmt.Errorf("initramfs: %w", err)
+	}
+	if h.dir, err = os.MkdirTemp(b.options.RunDir, "vm-"); err != nil {
+		return nil, "", err
+	}
+	if h.console, err = openConsole(h.config.LogPath); err != nil {
+		return nil, "", err
+	}
+	if rootfs, err = h.openDisks(); err != nil {
+		return nil, "", err
+	}
+	link, err = h.openLink()
+	return link, rootfs, err
+}
+
+// openDisks opens the images of all disks and returns the path of the one that
+// takes the root's writes.
+func (h *hypervisor) openDisks() (rootfs string, err error) {
+	c := h.config
+	add := func(serial, path string, readOnly, scratch bool) error {
+		d := blockDevice{serial: serial, readOnly: readOnly, scratch: scratch}
+		d.image, err = openImage(path, readOnly)
+		if err != nil {
+			return fmt.Errorf("disk %s: %w", serial, err)
+		}
+		h.disks = append(h.disks, d)
+		return nil
+	}
+	switch {
+	case c.OverlayEnabled:
+		for i, path := range c.OverlayLowerPaths {
+			if err := add(wire.LowerSerial(i), path, true, false); err != nil {
+				return "", err
+			}
+		}
+		rootfs = c.OverlayUpperPath
+		err = add(wire.UpperSerial, rootfs, false, true)
+	case c.PrebuiltRootfs != "":
+		rootfs = c.PrebuiltRootfs
+		err = add(wire.RootSerial, rootfs, false, false)
+	default:
+		rootfs = filepath.Join(h.dir, "rootfs.ext4")
+		if err := copyImage(rootfs, c.RootfsPath); err != nil {
+			return "", fmt.Errorf("RootfsPath: %w", err)
+		}
+		err = add(wire.RootSerial, rootfs, false, true)
+	}
+	if err != nil {
+		return "", err
+	}
+	for i, d := range c.ExtraDisks {
+		if err := add(wire.DiskSerial(i), d.HostPath, d.ReadOnly, false); err != nil {
+			return "", err
+		}
+	}
+	return rootfs, nil
+}
+
+// sectorSize is what the size of a disk must be a multiple of.
+const sectorSize = 512
+
+// openImage opens a raw image; a directory, a device or a ragged end is refused
+// here rather than by a guest that cannot say why.
+func openImage(path string, readOnly bool) (*os.File, error) {
+	mode := os.O_RDWR
+	if readOnly {
+		mode = os.O_RDONLY
+	}
+	image, err := os.OpenFile(path, mode, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := image.Stat()
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
+		err = fmt.Errorf("%s: not a regular file", path)
+	case info.Size() == 0 || info.Size()%sectorSize != 0:
+		err = fmt.Errorf("%s: %d bytes is not a multiple of the sector size %d", path, info.Size(), sectorSize)
+	}
+	if err != nil {
+		image.Close()
+		return nil, err
+	}
+	return image, nil
+}
+
+func copyImage(dst, src string) error {
+	from, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := os.OpenFile(dst, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(disk.CopySparse(to, from), to.Close())
+}

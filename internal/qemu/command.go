@@ -1,0 +1,138 @@
+package qemu
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/matchlock/matchlock/internal/wire"
+)
+
+// defaultHZ is the timer frequency of Debian's kernels (CONFIG_HZ).
+const defaultHZ = 250
+
+// firstExtraFD is the number that the first of exec.Cmd.ExtraFiles has in the child.
+const firstExtraFD = 3
+
+// blockDevice is one disk of the guest.
+type blockDevice struct {
+	serial   string
+	image    *os.File
+	readOnly bool
+	scratch  bool // is thrown away with the machine: flushes to the host's disk are skipped
+}
+
+// command is a QEMU command line in the making together with the descriptors
+// that it names. Everything is handed over by descriptor: no path of the host
+// stands in it, and QEMU's seccomp sandbox is on from the start.
+type command struct {
+	args  []string
+	files []*os.File // the child's descriptors, from firstExtraFD on
+}
+
+func (c *command) add(args ...string) { c.args = append(c.args, args...) }
+
+// fd hands f to the child and returns its number there.
+func (c *command) fd(f *os.File) int {
+	c.files = append(c.files, f)
+	return firstExtraFD + len(c.files) - 1
+}
+
+// procFD is a path by which QEMU opens f.
+func (c *command) procFD(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", c.fd(f)) }
+
+// channels are the child's ends of what connects it to us.
+type channels struct {
+	memory        *os.File // of the guest, mapped privately
+	qmp           *os.File // stream socket, QEMU's control
+	console       *os.File // stream socket, the guest's first serial port
+	data, control *os.File // listening stream sockets, the guest's virtio-serial ports
+	link          *os.File // datagram socket, the guest's network; nil: none
+	monitor       *os.File // listening stream socket, a second QMP for a person; nil: none
+}
+
+// command writes the whole command line. What it must hold to, and why, is in
+// docs/how-it-works.md.
+func (h *hypervisor) command(ch channels) *command {
+	c := &command{}
+	c.add("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
+		"-name", "matchlock-"+h.config.ID,
+		// ioapic2 gives 24 virtio-mmio slots in place of 8. There is no clock
+		// device: the host sets the guest's time.
+		"-M", "microvm,rtc=off,ioapic2=on,memory-backend=mem0,suppress-vmdesc=on",
+		"-m", fmt.Sprint(h.config.MemoryMB), "-smp", fmt.Sprint(h.config.VCPUs),
+		"-object", fmt.Sprintf("memory-backend-file,id=mem0,size=%dM,mem-path=%s,share=off", h.config.MemoryMB, c.procFD(ch.memory)))
+	if h.accel.Name == accelKVM {
+		c.add("-accel", "kvm", "-cpu", "host")
+	} else {
+		// A translation cache of 32 MiB in place of an eighth of the host's memory.
+		c.add("-accel", "tcg,thread=multi,tb-size=32", "-cpu", "max")
+	}
+	c.add("-kernel", c.procFD(h.kernel), "-initrd", c.procFD(h.initramfs), "-append", h.kernelArgs())
+
+	c.add("-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", c.fd(ch.qmp)), "-mon", "chardev=qmp,mode=control")
+	if ch.monitor != nil {
+		c.add("-chardev", fmt.Sprintf("socket,id=monitor,fd=%d,server=on,wait=off", c.fd(ch.monitor)), "-mon", "chardev=monitor,mode=control")
+	}
+	c.add("-chardev", fmt.Sprintf("socket,id=console,fd=%d", c.fd(ch.console)), "-serial", "chardev:console")
+	c.add("-device", "virtio-serial-device")
+	c.serialPort("data", wire.DataPortName, ch.data)
+	c.serialPort("ctl", wire.ControlPortName, ch.control)
+	for i, d := range h.disks {
+		c.blockDevice(i, d)
+	}
+	if ch.link != nil {
+		device := "virtio-net-device,netdev=net0,mac=" + guestMAC
+		if h.config.MTU != 1500 {
+			device += fmt.Sprintf(",host_mtu=%d", h.config.MTU)
+		}
+		c.add("-netdev", fmt.Sprintf("dgram,id=net0,local.type=fd,local.str=%d", c.fd(ch.link)), "-device", device)
+	}
+	c.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	return c
+}
+
+// guestMAC is every guest's: each has a link of its own. The prefix is that of
+// locally administered addresses.
+const guestMAC = "52:54:00:12:34:56"
+
+func (c *command) serialPort(id, name string, listener *os.File) {
+	c.add("-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", id, c.fd(listener)),
+		"-device", fmt.Sprintf("virtserialport,chardev=%s,name=%s", id, name))
+}
+
+// blockDevice adds disk i. The format is never probed: the file itself is the
+// disk. Locks are ours, for QEMU's do not hold on descriptors.
+func (c *command) blockDevice(i int, d blockDevice) {
+	set := i + 1
+	readOnly, noFlush := "off", "off"
+	if d.readOnly {
+		readOnly = "on"
+	}
+	if d.readOnly || d.scratch {
+		noFlush = "on"
+	}
+	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", c.fd(d.image), set),
+		"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,read-only=%s,locking=off,cache.no-flush=%s", d.serial, set, readOnly, noFlush),
+		"-device", fmt.Sprintf("virtio-blk-device,drive=%s,serial=%s", d.serial, d.serial))
+}
+
+// kernelArgs is the guest's kernel command line. Nothing of one sandbox stands
+// in it: that is boot data.
+func (h *hypervisor) kernelArgs() string {
+	if h.config.KernelArgs != "" {
+		return h.config.KernelArgs
+	}
+	args := []string{"console=ttyS0", "panic=-1", "reboot=t", "quiet"}
+	if h.tscKHz != 0 {
+		// Without a reference clock the kernel would calibrate the TSC against a
+		// timer that a busy host spoils, and hang in one boot of three. Under TCG
+		// the guest's TSC is the host's, so the host's rate is the answer.
+		hz := h.hz
+		if hz == 0 {
+			hz = defaultHZ
+		}
+		args = append(args, fmt.Sprintf("tsc_early_khz=%d lpj=%d", h.tscKHz, h.tscKHz*1000/uint64(hz)))
+	}
+	return strings.Join(args, " ")
+}

@@ -1,0 +1,73 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	socketStream   = unix.SOCK_STREAM
+	socketDatagram = unix.SOCK_DGRAM
+)
+
+// guestMemory makes the file that the guest's memory is a private mapping of.
+// It stays empty: what the guest writes is its own.
+func guestMemory(megabytes int) (*os.File, error) {
+	fd, err := unix.MemfdCreate("guest-memory", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "guest-memory")
+	if err := f.Truncate(int64(megabytes) << 20); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// socketPair returns a connected pair of unix sockets, ours in the runtime's
+// poller.
+func socketPair(kind int, name string) (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	unix.SetNonblock(fds[0], true)
+	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
+}
+
+// duplicateFD returns a file of our own for a caller's descriptor.
+func duplicateFD(fd int, name string) (*os.File, error) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("descriptor %d: %w", fd, err)
+	}
+	return os.NewFile(uintptr(dup), name), nil
+}
+
+// socketIn is the path of a socket in a folder that is open. It is short
+// whatever the folder's own path is: a socket's path has 107 bytes.
+func socketIn(dir *os.File, name string) *net.UnixAddr {
+	return &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name), Net: "unix"}
+}
+
+// listenIn makes a listening socket in dir, as a file to be handed on.
+func listenIn(dir *os.File, name string) (*os.File, error) {
+	listener, err := net.ListenUnix("unix", socketIn(dir, name))
+	if err != nil {
+		return nil, err
+	}
+	defer listener.Close()
+	listener.SetUnlinkOnClose(false)
+	return listener.File()
+}
+
+// dialIn connects to a socket in dir.
+func dialIn(ctx context.Context, dir *os.File, name string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", socketIn(dir, name).Name)
+}

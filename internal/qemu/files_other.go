@@ -1,0 +1,22 @@
+//go:build !linux
+
+package qemu
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+)
+
+// Nothing of this can be reached elsewhere than on Linux: Create refuses.
+
+const socketStream, socketDatagram = 0, 0
+
+func guestMemory(int) (*os.File, error) { return nil, errors.ErrUnsupported }
+func socketPair(int, string) (ours, theirs *os.File, err error) {
+	return nil, nil, errors.ErrUnsupported
+}
+func duplicateFD(int, string) (*os.File, error)                  { return nil, errors.ErrUnsupported }
+func listenIn(*os.File, string) (*os.File, error)                { return nil, errors.ErrUnsupported }
+func dialIn(context.Context, *os.File, string) (net.Conn, error) { return nil, errors.ErrUnsupported }
