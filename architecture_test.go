@@ -3,12 +3,12 @@
 package matchlock_test
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
-	"io"
+	"go/build"
+	"io/fs"
 	"os"
-	"os/exec"
+	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -44,8 +44,7 @@ var arrows = map[string]struct{ ours, outside string }{
 
 func TestArrows(t *testing.T) {
 	for _, goos := range []string{"linux", "darwin"} {
-		for _, p := range packages(t, goos) {
-			name := strings.TrimPrefix(p.ImportPath, module+"/")
+		for name, p := range packages(t, goos) {
 			may, ok := arrows[name]
 			if !ok {
 				t.Errorf("package %s is on no map: give it a row here and in ARCHITECTURE.md, in the same commit", name)
@@ -60,68 +59,66 @@ func TestArrows(t *testing.T) {
 	}
 }
 
-// allowed reports whether a package may import path, given its row. The
+// allowed reports whether a package may import it, given its row. The
 // standard library is free to all; cgo, whose pseudo-package is "C", to none.
-func allowed(path, ours, outside string) bool {
-	if local, ok := strings.CutPrefix(path, module+"/"); ok {
+func allowed(imported, ours, outside string) bool {
+	if local, ok := strings.CutPrefix(imported, module+"/"); ok {
 		return slices.Contains(strings.Fields(ours), local)
 	}
-	if first, _, _ := strings.Cut(path, "/"); !strings.Contains(first, ".") {
-		return path != "C"
+	if first, _, _ := strings.Cut(imported, "/"); !strings.Contains(first, ".") {
+		return imported != "C"
 	}
 	return slices.ContainsFunc(strings.Fields(outside), func(m string) bool {
-		return path == m || strings.HasPrefix(path, m+"/")
+		return imported == m || strings.HasPrefix(imported, m+"/")
 	})
 }
 
 func TestPackageComments(t *testing.T) {
-	for _, p := range packages(t, "linux") {
+	for name, p := range packages(t, "linux") {
 		want := "Package " + p.Name + " "
 		if p.Name == "main" {
-			want = "Command " + p.ImportPath[strings.LastIndexByte(p.ImportPath, '/')+1:] + " "
+			want = "Command " + path.Base(name) + " "
 		}
 		if !strings.HasPrefix(p.Doc, want) {
-			t.Errorf("%s: package comment begins %q, want %q…", p.ImportPath, p.Doc, want)
+			t.Errorf("%s: package comment begins %q, want %q…", name, p.Doc, want)
 		}
 	}
 }
 
-// goPackage is what `go list -json` tells of a package, as far as needed here.
-type goPackage struct {
-	ImportPath string
-	Name       string
-	Doc        string
-	GoFiles    []string
-	CgoFiles   []string
-	Imports    []string
-}
-
-// packages lists our packages that have code of their own on goos, beyond tests.
-func packages(t *testing.T, goos string) []goPackage {
+// packages returns our packages that have code of their own on goos, beyond
+// tests, by their path in the module. It reads the files itself where `go list`
+// would be shorter: go test knows then when a cached result no longer holds.
+func packages(t *testing.T, goos string) map[string]*build.Package {
 	t.Helper()
-	// With -e a tree that does not compile is listed all the same: that is for
-	// the compiler to report.
-	list := exec.Command("go", "list", "-e", "-json=ImportPath,Name,Doc,GoFiles,CgoFiles,Imports", "./...")
-	list.Env = append(os.Environ(), "GOOS="+goos, "CGO_ENABLED=1")
-	list.Stderr = os.Stderr
-	out, err := list.Output()
+	target := build.Default
+	target.GOOS, target.CgoEnabled = goos, true
+
+	found := make(map[string]*build.Package)
+	err := filepath.WalkDir(".", func(dir string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() || dir == "." {
+			return err
+		}
+		if base := entry.Name(); base == "testdata" || base[0] == '.' || base[0] == '_' {
+			return fs.SkipDir
+		}
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return fs.SkipDir
+		}
+		p, err := target.ImportDir(dir, 0)
+		var none *build.NoGoError
+		if errors.As(err, &none) {
+			return nil
+		}
+		if err == nil && len(p.GoFiles)+len(p.CgoFiles) > 0 {
+			found[filepath.ToSlash(dir)] = p
+		}
+		return err
+	})
 	if err != nil {
-		t.Fatalf("go list: %v", err)
+		t.Fatal(err)
 	}
-	var pkgs []goPackage
-	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
-		var p goPackage
-		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			t.Fatalf("go list: %v", err)
-		}
-		if len(p.GoFiles)+len(p.CgoFiles) > 0 {
-			pkgs = append(pkgs, p)
-		}
+	if len(found) == 0 {
+		t.Fatal("no package found")
 	}
-	if len(pkgs) == 0 {
-		t.Fatal("go list names no package")
-	}
-	return pkgs
+	return found
 }
