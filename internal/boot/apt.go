@@ -86,7 +86,6 @@ func (f *finder) unpack(ctx context.Context, tmp string) (kernel string, err err
 // A debianPackage is one that apt offers.
 type debianPackage struct {
 	name, version string
-	size          int64
 }
 
 func (p debianPackage) String() string { return p.name + "=" + p.version }
@@ -104,13 +103,7 @@ func findPackage(ctx context.Context, arch string) (p debianPackage, err error) 
 	if m == nil {
 		return p, fmt.Errorf("package %s depends on %q: no kernel", meta, fields["Depends"])
 	}
-	p.name, p.version = m[1], m[2]
-	fields, err = showPackage(ctx, p.String())
-	if err != nil {
-		return p, err
-	}
-	p.size, _ = strconv.ParseInt(fields["Size"], 10, 64) // for display alone
-	return p, nil
+	return debianPackage{name: m[1], version: m[2]}, nil
 }
 
 // showPackage returns the fields that fit in a line of what apt knows of a package.
@@ -146,6 +139,7 @@ func (p debianPackage) download(ctx context.Context, dir string, progress func(s
 	if err != nil {
 		return fmt.Errorf("package %s: %w", p, finish(err))
 	}
+	defer context.AfterFunc(ctx, func() { status.Close() })() // whoever holds the other end
 	lines := bufio.NewScanner(status)
 	for lines.Scan() { // dlstatus:1:45.6789:Retrieving file 1 of 1
 		fields := strings.SplitN(lines.Text(), ":", 4)
@@ -153,7 +147,7 @@ func (p debianPackage) download(ctx context.Context, dir string, progress func(s
 			continue
 		}
 		if percent, err := strconv.ParseFloat(fields[2], 64); err == nil && percent >= 0 && percent <= 100 {
-			progress("download kernel", int64(percent/100*float64(p.size)), p.size)
+			progress("download kernel", int64(percent), 100) // asking apt for the size as well takes a second
 		}
 	}
 	if err := finish(cmd.Wait()); err != nil {
@@ -162,22 +156,21 @@ func (p debianPackage) download(ctx context.Context, dir string, progress func(s
 	return nil
 }
 
-// aptCommand makes a command that ends with ctx, its children too. finish adds to its error what it said.
+// aptCommand makes a command that ends with ctx, its children too. finish makes what it said the error that it ended with.
 func aptCommand(ctx context.Context, name string, args ...string) (cmd *exec.Cmd, finish func(error) error) {
 	var stderr bytes.Buffer
 	cmd = exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
 	cmd.Stderr = &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // it only downloads: nothing to put in order
 	cmd.WaitDelay = 2 * time.Second
 	return cmd, func(err error) error {
 		said := strings.TrimSpace(stderr.String())
 		if err == nil || said == "" {
 			return err
 		}
-		return fmt.Errorf("%w: %s", err, lastLine(said))
+		last := said[strings.LastIndexByte(said, '\n')+1:]
+		return errors.New(strings.TrimPrefix(last, "E: "))
 	}
 }
-
-func lastLine(s string) string { return s[strings.LastIndexByte(s, '\n')+1:] }

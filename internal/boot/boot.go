@@ -37,8 +37,8 @@ type Options struct {
 	Guest []byte
 	// Arch is "amd64" or "arm64"; empty: that of this program.
 	Arch string
-	// Progress, unless nil, is told how far a slow phase is; total is 0 where it is not known. It is called from the goroutine
-	// that called Prepare, and from no other at the same time.
+	// Progress, unless nil, is told how far a slow phase is: bytes, of the download percents; total is 0 where it is not known.
+	// It is called from the goroutine that called Prepare.
 	Progress func(phase string, done, total int64)
 	// Logger takes warnings and what was chosen; nil: nobody does.
 	Logger *slog.Logger

@@ -19,6 +19,7 @@ import (
 
 const (
 	keepKernels   = 3 // how many the cache keeps of what nobody used for a day
+	keepSources   = 16
 	keepInitramfs = 4
 	keepFor       = 24 * time.Hour
 
@@ -67,12 +68,15 @@ func ensurePrivateDir(dir string) error {
 	if uid := ownerOf(info); uid != os.Geteuid() {
 		return fmt.Errorf("%s: belongs to user %d, not to %d", dir, uid, os.Geteuid())
 	}
-	return checkWriters(dir, info)
+	if err := checkWriters(info); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	return nil
 }
 
-func checkWriters(path string, info fs.FileInfo) error {
+func checkWriters(info fs.FileInfo) error {
 	if info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%s: others may write to it (mode %04o)", path, info.Mode().Perm())
+		return fmt.Errorf("others may write to it (mode %04o)", info.Mode().Perm())
 	}
 	return nil
 }
@@ -80,10 +84,11 @@ func checkWriters(path string, info fs.FileInfo) error {
 func ownerOf(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }
 
 // openTrusted opens a regular file that belongs to root or the caller and that nobody else may write to.
+// Its errors leave it to the caller to say which file.
 func openTrusted(path string) (*os.File, fs.FileInfo, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a fifo would wait for its writer
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, pathless(err)
 	}
 	info, err := f.Stat()
 	switch {
@@ -91,15 +96,22 @@ func openTrusted(path string) (*os.File, fs.FileInfo, error) {
 	case !info.Mode().IsRegular():
 		err = errors.New("not a regular file")
 	case ownerOf(info) != 0 && ownerOf(info) != os.Geteuid():
-		err = fmt.Errorf("%s: belongs to user %d, neither to root nor to %d", path, ownerOf(info), os.Geteuid())
+		err = fmt.Errorf("belongs to user %d, neither to root nor to %d", ownerOf(info), os.Geteuid())
 	default:
-		err = checkWriters(path, info)
+		err = checkWriters(info)
 	}
 	if err != nil {
 		f.Close()
 		return nil, nil, err
 	}
 	return f, info, nil
+}
+
+func pathless(err error) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return e.Err
+	}
+	return err
 }
 
 func readTrusted(path string, limit int64) ([]byte, error) {
@@ -251,7 +263,7 @@ func (c *cache) add(tmp string, k *cachedKernel, origin string, stamps []stamp) 
 
 // lockKernels waits until no other process works on kernels, and removes what one that was killed left half made.
 func (c *cache) lockKernels(ctx context.Context) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(c.kernelsDir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(c.kernelsDir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -281,8 +293,10 @@ func (c *cache) lockKernels(ctx context.Context) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// unfinished is the pattern for names of what has not got its real name yet.
-const unfinished = ".new-*"
+const (
+	unfinished = ".new-*" // names of what has not got its own yet
+	lockName   = "lock"
+)
 
 // writeFile makes a file under another name, and gives it its own when write is done.
 func writeFile(path string, write func(io.Writer) error) error {
@@ -358,21 +372,24 @@ func (c *cache) prune(dir string, keep int) {
 	}
 	type candidate struct {
 		path string
-		time time.Time
+		used time.Time
 	}
-	var old []candidate
+	var whole []candidate
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		info, err := e.Info()
-		if err != nil || path == c.sourcesDir || e.Name() == "lock" {
+		if err != nil || path == c.sourcesDir || e.Name() == lockName {
 			continue
 		}
-		old = append(old, candidate{path, info.ModTime()})
+		if !strings.HasPrefix(e.Name(), ".") {
+			whole = append(whole, candidate{path, info.ModTime()})
+		} else if time.Since(info.ModTime()) > keepFor { // nobody finishes it any more
+			os.RemoveAll(path)
+		}
 	}
-	slices.SortFunc(old, func(a, b candidate) int { return b.time.Compare(a.time) })
-	for i, e := range old {
-		half := strings.HasPrefix(filepath.Base(e.path), ".")
-		if time.Since(e.time) > keepFor && (i >= keep || half) {
+	slices.SortFunc(whole, func(a, b candidate) int { return b.used.Compare(a.used) })
+	for i, e := range whole {
+		if i >= keep && time.Since(e.used) > keepFor {
 			os.RemoveAll(e.path)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/bzip2"
 	"compress/gzip"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -88,15 +89,15 @@ func checkDictionary(b *bufio.Reader) error {
 		return io.ErrUnexpectedEOF
 	}
 	block = block[2:size]
-	for _, present := range []byte{0x40, 0x80} { // sizes, packed and unpacked: integers of 7 bits a byte
+	for _, present := range []byte{0x40, 0x80} { // size packed, size unpacked
 		if flags&present == 0 {
 			continue
 		}
-		end := bytes.IndexFunc(block, func(r rune) bool { return r < 0x80 })
-		if end < 0 || end > 8 {
+		_, n := binary.Uvarint(block)
+		if n <= 0 {
 			return errors.New("xz: bad size in block header")
 		}
-		block = block[end+1:]
+		block = block[n:]
 	}
 	if flags&3 != 0 || len(block) < 3 || block[0] != 0x21 || block[1] != 1 {
 		return fmt.Errorf("xz: filters other than LZMA2: %w", errors.ErrUnsupported)

@@ -21,59 +21,56 @@ type finder struct {
 	root  string // of the host's file system
 }
 
-// named returns the kernel in the file at path.
-func (f *finder) named(ctx context.Context, path string) (*cachedKernel, error) {
-	abs, err := filepath.Abs(path)
+// named returns the kernel in the file that somebody named.
+func (f *finder) named(ctx context.Context, name string) (*cachedKernel, error) {
+	path, err := filepath.Abs(name)
 	if err == nil {
-		_, err = os.Stat(abs)
+		path, err = filepath.EvalSymlinks(path) // the modules lie beside the file, not beside a link to it
 	}
 	if err != nil {
-		return nil, fmt.Errorf("kernel %q: %w", path, pathless(err))
+		return nil, fmt.Errorf("kernel %q: %w", name, pathless(err))
 	}
-	if k := f.cache.kernelOf(abs); k != nil {
-		return k, f.checkKernel(path, k)
-	}
-	unlock, err := f.cache.lockKernels(ctx)
+	k, err := f.fromFile(ctx, path)
 	if err != nil {
-		return nil, fmt.Errorf("kernel cache: %w", err)
-	}
-	defer unlock()
-	if k := f.cache.kernelOf(abs); k != nil { // made by another process meanwhile
-		return k, f.checkKernel(path, k)
-	}
-	k, err := f.convert(ctx, abs, abs)
-	if err != nil {
-		return nil, fmt.Errorf("kernel %q: %w", path, pathless(err))
+		return nil, fmt.Errorf("kernel %q: %w", name, err)
 	}
 	return k, nil
 }
 
-func (f *finder) checkKernel(path string, k *cachedKernel) error {
-	if err := checkArch(k.Arch, f.Arch); err != nil {
-		return fmt.Errorf("kernel %q: %w", path, err)
+func (f *finder) fromFile(ctx context.Context, path string) (*cachedKernel, error) {
+	if k := f.cache.kernelOf(path); k != nil && k.Arch == f.Arch {
+		return k, nil
 	}
-	return nil
+	unlock, err := f.cache.lockKernels(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if k := f.cache.kernelOf(path); k != nil && k.Arch == f.Arch { // made by another process meanwhile
+		return k, nil
+	}
+	return f.convert(ctx, path, path)
 }
 
 // newest returns the newest kernel that the cache has or that is installed; when there is none, the one that apt fetches.
 func (f *finder) newest(ctx context.Context) (*cachedKernel, error) {
 	best := f.newestCached()
 	if path, release := f.newestInstalled(); path != "" && (best == nil || compareReleases(release, best.Release) > 0) {
-		k, err := f.named(ctx, path)
+		k, err := f.fromFile(ctx, path)
 		if err == nil {
 			return k, nil
 		}
 		if ctx.Err() != nil {
-			return nil, err
+			return nil, context.Cause(ctx)
 		}
-		f.Logger.Warn("installed kernel cannot be used", "error", err)
+		f.Logger.Warn("installed kernel cannot be used", "kernel", path, "error", err)
 	}
 	if best != nil {
 		return best, nil
 	}
 	unlock, err := f.cache.lockKernels(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("kernel cache: %w", err)
+		return nil, err
 	}
 	defer unlock()
 	if best = f.newestCached(); best != nil { // fetched by another process meanwhile
@@ -215,6 +212,7 @@ func (f *finder) convert(ctx context.Context, path, origin string) (*cachedKerne
 		return nil, err
 	}
 	f.cache.prune(f.cache.kernelsDir, keepKernels)
+	f.cache.prune(f.cache.sourcesDir, keepSources)
 	f.Logger.Info("kernel ready", "release", k.Release, "from", origin, "kind", k.Kernel, "modules", len(k.Modules))
 	return k, nil
 }
@@ -305,12 +303,4 @@ func (f *finder) modules(path, release string) (modules []module, looked []stamp
 	}
 	f.Logger.Info("kernel has no modules folder; taken to have all drivers built in", "release", release)
 	return nil, looked, nil
-}
-
-// pathless takes the path off an error that is about the file named already.
-func pathless(err error) error {
-	if e, ok := errors.AsType[*fs.PathError](err); ok {
-		return e.Err
-	}
-	return err
 }

@@ -195,13 +195,14 @@ var releasePattern = regexp.MustCompile(`^[0-9][0-9A-Za-z._+~-]{0,63}$`)
 // findRelease reads the release out of an uncompressed kernel's banner.
 func findRelease(r io.ReaderAt, size int64) (string, error) {
 	banner := []byte("Linux version ")
-	for from := int64(0); ; {
+	from := int64(0)
+	for range 64 { // the words may stand elsewhere, too
 		at, err := index(r, size, from, banner)
 		if err != nil {
 			return "", err
 		}
 		if at < 0 {
-			return "", errors.New("no Linux banner inside")
+			break
 		}
 		from = at + int64(len(banner))
 		b := make([]byte, 65)
@@ -213,6 +214,7 @@ func findRelease(r io.ReaderAt, size int64) (string, error) {
 			return release, nil
 		}
 	}
+	return "", errors.New("no Linux banner inside")
 }
 
 // findHZ reads CONFIG_HZ out of the configuration that a kernel built with CONFIG_IKCONFIG carries (kernel/configs.c);

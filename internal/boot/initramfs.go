@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"debug/elf"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -24,6 +25,11 @@ func checkGuest(guest []byte, arch string) error {
 	}
 	if f.Machine != machines[arch] {
 		return fmt.Errorf("guest program: built for %v, not %s", f.Machine, arch)
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return errors.New("guest program: not static")
+		}
 	}
 	return nil
 }

@@ -75,7 +75,7 @@ func openModuleTree(dir, release string) (*moduleTree, error) {
 	// The kernel's build writes modules.builtin, one path a line.
 	list, err := readTrusted(filepath.Join(dir, "modules.builtin"), maxConfig)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return nil, fmt.Errorf("modules.builtin: %w", err)
 	}
 	for line := range strings.Lines(string(list)) {
 		if m := moduleFile.FindStringSubmatch(filepath.Base(strings.TrimSpace(line))); m != nil {
