@@ -57,15 +57,11 @@ func Resolve(config *vm.VMConfig) (*Config, error) {
 		return nil, err
 	}
 	c.VCPUs = int(math.Ceil(c.CPUs))
-	p, err := c.params()
-	if err != nil {
-		return nil, err
-	}
+	c.Params = c.params()
 	// The guest reads the text form; what it would refuse is refused here.
-	if _, err := wire.ParseParams(wire.Params{}, p.String()); err != nil {
+	if _, err := wire.ParseParams(wire.Params{}, c.Params.String()); err != nil {
 		return nil, err
 	}
-	c.Params = p
 	return c, nil
 }
 
@@ -181,6 +177,14 @@ func (c *Config) checkNetwork() error {
 	if c.NoNetwork && c.UseInterception {
 		fault("UseInterception has no place beside NoNetwork")
 	}
+	if err := wire.CheckHostname(c.Hostname); err != nil && c.ID != "" {
+		fault("Hostname %q: %w", c.Hostname, err)
+	}
+	for _, server := range c.DNSServers {
+		if addr, err := netip.ParseAddr(server); err != nil || addr.Zone() != "" {
+			fault("DNSServers: %q is not an IP address", server)
+		}
+	}
 	if c.MTU < 68 || c.MTU > 65535 {
 		fault("MTU %d: not between 68 and 65535", c.MTU)
 	}
@@ -263,7 +267,7 @@ func CheckHost(host, ip string) error {
 	return nil
 }
 
-func (c *Config) params() (wire.Params, error) {
+func (c *Config) params() wire.Params {
 	p := wire.Params{Hostname: c.Hostname, NoNetwork: c.NoNetwork, CID: c.VsockCID, Privileged: c.Privileged}
 	if !c.NoNetwork {
 		subnet := netip.MustParsePrefix(c.SubnetCIDR)
@@ -272,11 +276,7 @@ func (c *Config) params() (wire.Params, error) {
 		p.MTU = c.MTU
 	}
 	for _, server := range c.DNSServers {
-		addr, err := netip.ParseAddr(server)
-		if err != nil {
-			return p, fmt.Errorf("DNSServers: %q is not an IP address", server)
-		}
-		p.DNS = append(p.DNS, addr)
+		p.DNS = append(p.DNS, netip.MustParseAddr(server))
 	}
 	for i := range c.OverlayLowerPaths {
 		fstype := "erofs"
@@ -291,7 +291,7 @@ func (c *Config) params() (wire.Params, error) {
 	if c.CPUs != math.Ceil(c.CPUs) {
 		p.CPUs = c.CPUs
 	}
-	return p, nil
+	return p
 }
 
 // hostMemoryMB is the host's memory, 0 where it is not known.

@@ -153,7 +153,7 @@ func ParseParams(base Params, text string) (Params, error) {
 		case paramDNS:
 			p.DNS, err = parseAddrs(strings.Split(value, ","))
 		case paramHostname:
-			p.Hostname, err = value, checkHostname(value)
+			p.Hostname, err = value, CheckHostname(value)
 		case paramMTU:
 			p.MTU, err = strconv.Atoi(value)
 			if err == nil && (p.MTU < 68 || p.MTU > 65535) {
@@ -221,7 +221,7 @@ func (p *Params) parseIP(value string) error {
 		}
 	}
 	if host := field[4]; host != "" {
-		if err := checkHostname(host); err != nil {
+		if err := CheckHostname(host); err != nil {
 			return err
 		}
 		p.Hostname = host
@@ -273,9 +273,9 @@ func parseDisk(value string) (Disk, error) {
 	return Disk{Mount: mount, ReadOnly: mode == "ro"}, nil
 }
 
-// checkHostname holds name to the letters that hostname(7) names; it goes into
+// CheckHostname holds name to the letters that hostname(7) names; it goes into
 // files of the guest line by line.
-func checkHostname(name string) error {
+func CheckHostname(name string) error {
 	if name == "" || len(name) > maxHostname {
 		return fmt.Errorf("hostname of %d bytes, want 1 to %d", len(name), maxHostname)
 	}
