@@ -8,6 +8,7 @@ package disk
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -35,9 +36,17 @@ type EntryError struct {
 	Err   error
 }
 
-func (e *EntryError) Error() string { return fmt.Sprintf("entry %q: %v", e.Entry, e.Err) }
+func (e *EntryError) Error() string { return fmt.Sprintf("entry %s: %v", quote(e.Entry), e.Err) }
 
 func (e *EntryError) Unwrap() error { return e.Err }
+
+// quote quotes a name from a tar, which can be a megabyte long, for a message.
+func quote(name string) string {
+	if len(name) > 300 {
+		return fmt.Sprintf("%q…", name[:300])
+	}
+	return fmt.Sprintf("%q", name)
+}
 
 // LayerOptions say what the layer is for and bound what it may take.
 type LayerOptions struct {
@@ -46,6 +55,10 @@ type LayerOptions struct {
 	Base       bool
 	MaxBytes   int64 // the most bytes that files may have, unpacked; 0 for no limit
 	MaxEntries int   // the most entries of all tars; 0 for DefaultMaxEntries
+
+	// AllowNoEnd takes a tar for whole that lacks the blocks of zeros at its end, as a few layers do. It is for tars whose digest is
+	// checked: of others nobody could tell that the rest is missing. Without it that is io.ErrUnexpectedEOF.
+	AllowNoEnd bool
 }
 
 // LayerInfo tells what became of the tars.
@@ -70,7 +83,7 @@ type LayerInfo struct {
 // A hard link is to what has the name at that moment. Whiteouts are about lower layers, wherever in their tar they stand. A character device
 // 0:0 would act as a whiteout in any overlayfs, so it is one here. Names beginning with ".wh..wh." are books of aufs and left out.
 // Left out as well: the xattrs by which overlayfs keeps its books, those no Linux file system would take, access times, and ACLs as text.
-// Entries of an unknown type are refused. An archive may end without its two blocks of zeros, as it may for everyone.
+// Entries of an unknown type are refused.
 //
 // A LayerWriter is for one goroutine. After an error it only repeats that error.
 type LayerWriter struct {
@@ -82,6 +95,7 @@ type LayerWriter struct {
 	err  error
 
 	counted      int               // see count
+	skipped      int64             // see skip
 	links        map[uint64]uint32 // the names of inodes that have, or once had, more than one
 	whiteoutNID  uint64            // the inode all whiteouts share; 0 before the first
 	folderXattrs int               // bytes held for folders
@@ -127,31 +141,67 @@ func (w *LayerWriter) addTar(r io.Reader) error {
 		return errors.New("too many tars")
 	}
 	w.tar++
-	br := bufio.NewReaderSize(r, 64<<10)
-	tr := tar.NewReader(br)
+	end := &endWatcher{r: bufio.NewReaderSize(r, 64<<10)}
+	tr := tar.NewReader(end)
 	last := ""
 	for {
+		end.zeros, end.watch = 0, true
 		hdr, err := tr.Next()
+		if err == io.EOF && end.zeros < tarBlock && !w.opts.AllowNoEnd {
+			err = io.ErrUnexpectedEOF
+		}
 		if err == io.EOF {
 			break
 		} else if err != nil && last != "" {
-			return fmt.Errorf("after entry %q: %w", last, err)
+			return fmt.Errorf("after entry %s: %w", quote(last), err)
 		} else if err != nil {
 			return err
 		}
+		end.watch = false
 		if err := w.add(hdr, tr); err != nil {
+			return &EntryError{hdr.Name, err}
+		}
+		if err := w.skip(tr); err != nil {
 			return &EntryError{hdr.Name, err}
 		}
 		last = hdr.Name
 	}
-	// What follows is padding, which no one should send without end.
-	n, err := io.CopyN(io.Discard, br, max(w.opts.MaxBytes, 1<<20))
+	return w.skip(end)
+}
+
+const tarBlock = 512
+
+// endWatcher counts the zeros before the end. A tar ends with two blocks of them, of which everyone does with one; archive/tar can do
+// without, and so would take what was cut off between two entries as whole.
+type endWatcher struct {
+	r     io.Reader
+	watch bool
+	zeros int
+}
+
+func (e *endWatcher) Read(p []byte) (int, error) {
+	n, err := e.r.Read(p)
+	if e.watch && n > 0 {
+		kept := bytes.TrimRight(p[:n], "\x00")
+		if len(kept) > 0 {
+			e.zeros = 0
+		}
+		e.zeros += n - len(kept)
+	}
+	return n, err
+}
+
+// skip reads to the end what belongs to no file: what is left out, and what follows the archive.
+func (w *LayerWriter) skip(r io.Reader) error {
+	limit := max(w.opts.MaxBytes, 1<<20)
+	n, err := io.CopyN(io.Discard, r, limit-w.skipped)
+	w.skipped += n
 	if err == io.EOF {
 		return nil
 	} else if err != nil {
 		return err
 	}
-	return fmt.Errorf("%w: %d bytes after the end of the archive", ErrTooLarge, n)
+	return fmt.Errorf("%w: more than %d bytes that are no file's", ErrTooLarge, limit)
 }
 
 // count counts one more entry, or folder made for one.
@@ -299,13 +349,13 @@ func (w *LayerWriter) putWhiteout(f *folder, name string) error {
 func (w *LayerWriter) addLink(parent []string, name, target string) error {
 	path, err := splitPath(target)
 	if err != nil {
-		return fmt.Errorf("link target %q: %w", target, err)
+		return fmt.Errorf("link target %s: %w", quote(target), err)
 	}
 	e, ok := w.find(path)
 	if !ok {
-		return fmt.Errorf("%w: %q is not there", ErrNoLinkTarget, target)
+		return fmt.Errorf("%w: %s is not there", ErrNoLinkTarget, quote(target))
 	} else if e.folder != nil {
-		return fmt.Errorf("%w: %q is a folder", ErrNoLinkTarget, target)
+		return fmt.Errorf("%w: %s is a folder", ErrNoLinkTarget, quote(target))
 	}
 	// Counted before a name is taken away, which may be the target's.
 	w.links[e.nid] = max(w.links[e.nid], 1) + 1

@@ -49,7 +49,7 @@ func splitPath(name string) ([]string, error) {
 		return nil, fmt.Errorf("%w: NUL", ErrBadName)
 	}
 	var parts []string
-	length := 0
+	length := -1 // of the parts, joined by slashes
 	for part := range strings.SplitSeq(name, "/") {
 		switch part {
 		case "", ".":

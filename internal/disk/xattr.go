@@ -43,7 +43,7 @@ func encodeXattrs(records map[string]string, mode uint16) ([]byte, error) {
 			continue
 		}
 		if len(name) > 255 || strings.IndexByte(name, 0) >= 0 {
-			return nil, fmt.Errorf("%w: xattr %.40q…: bad name", ErrBadEntry, name)
+			return nil, fmt.Errorf("%w: xattr %s: bad name", ErrBadEntry, quote(name))
 		}
 		body = appendXattr(body, name, records[key])
 		if len(body) > maxXattrs {
