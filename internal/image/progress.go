@@ -1,0 +1,33 @@
+package image
+
+import (
+	"sync"
+	"time"
+)
+
+// reportEvery is the least time between two events of one layer in one state.
+const reportEvery = 100 * time.Millisecond
+
+// oneAtATime makes of a caller's callback one that goroutines may share, and thins out what it is told: each layer's
+// first event in a state and its Ready come through, others when time has passed. The callback may be nil.
+func oneAtATime(progress Progress) func(Event) {
+	if progress == nil {
+		return func(Event) {}
+	}
+	type key struct {
+		layer string
+		state State
+	}
+	var mu sync.Mutex
+	told := make(map[key]time.Time)
+	return func(e Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		k, now := key{e.Layer, e.State}, time.Now()
+		if e.State != Ready && now.Sub(told[k]) < reportEvery {
+			return
+		}
+		told[k] = now
+		progress(e)
+	}
+}

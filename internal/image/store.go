@@ -1,0 +1,290 @@
+package image
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// Store is a folder of images. Any number of goroutines and processes may use one at once; it holds nothing open.
+type Store struct {
+	dir string
+	// hasty leaves out the syncing of files, by which what is in the store outlives a power failure. For tests.
+	hasty bool
+}
+
+const layoutMarker = `{"imageLayoutVersion":"1.0.0"}`
+
+// Open returns the store in dir, which is made if it is missing. It refuses a folder that belongs to another user
+// or that others may write.
+func Open(dir string) (*Store, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	if uid := info.Sys().(*syscall.Stat_t).Uid; int(uid) != os.Geteuid() {
+		return nil, fmt.Errorf("image store %s: belongs to user %d", dir, uid)
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("image store %s: others may write to it (mode %04o)", dir, info.Mode().Perm())
+	}
+	s := &Store{dir: dir}
+	for _, sub := range []string{s.path("blobs"), s.path("blobs", "sha256"), s.path("layers"), s.path("verified"), s.path("tmp")} {
+		if err := os.Mkdir(sub, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("image store: %w", err)
+		}
+	}
+	if err := s.mark(); err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	return s, nil
+}
+
+// mark makes the folder an OCI image layout.
+func (s *Store) mark() error {
+	if _, err := os.Stat(s.path("oci-layout")); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	lock, err := s.lock(syscall.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	return s.replace("oci-layout", []byte(layoutMarker))
+}
+
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.dir}, elem...)...)
+}
+
+func (s *Store) blobPath(digest v1.Hash) string     { return s.path("blobs", "sha256", digest.Hex) }
+func (s *Store) layerPath(file string) string       { return s.path("layers", file) }
+func (s *Store) verifiedPath(digest v1.Hash) string { return s.path("verified", digest.Hex) }
+
+// lock takes the store's lock, syscall.LOCK_SH to read the index and begin leases, LOCK_EX to change the index or
+// remove files. Closing the file gives it back. It is never held while data comes from outside.
+func (s *Store) lock(how int) (io.Closer, error) {
+	return flock(s.path("lock"), os.O_RDWR|os.O_CREATE, how)
+}
+
+// flock opens a file and locks it, waiting unless how says LOCK_NB.
+func flock(path string, flag, how int) (*os.File, error) {
+	f, err := os.OpenFile(path, flag, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := syscall.Flock(int(f.Fd()), how)
+		if err == nil {
+			return f, nil
+		}
+		if err != syscall.EINTR {
+			f.Close()
+			return nil, &fs.PathError{Op: "flock", Path: path, Err: err}
+		}
+	}
+}
+
+// inUse reports whether anyone else holds a lock on the file.
+func inUse(path string) (bool, error) {
+	f, err := flock(path, os.O_RDONLY, syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return false, f.Close()
+}
+
+// replace writes a small file of the store's top folder as a whole. The caller holds the lock exclusively.
+func (s *Store) replace(file string, data []byte) error {
+	f, err := os.CreateTemp(s.path("tmp"), file+"-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // fails once it is renamed
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return err
+	}
+	if err := s.closeSynced(f); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), s.path(file))
+}
+
+// closeSynced closes a file whose content is to outlive a power failure.
+func (s *Store) closeSynced(f *os.File) error {
+	var err error
+	if !s.hasty {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// readIndex returns what is in the store by name. The caller holds the lock.
+func (s *Store) readIndex() (*v1.IndexManifest, error) {
+	index := &v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
+	data, err := readBounded(s.path("index.json"), maxIndexBytes)
+	if errors.Is(err, fs.ErrNotExist) {
+		return index, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	if err := json.Unmarshal(data, index); err != nil {
+		return nil, fmt.Errorf("image store: index.json: %w", err)
+	}
+	return index, nil
+}
+
+// writeIndex replaces the index. The caller holds the lock exclusively.
+func (s *Store) writeIndex(index *v1.IndexManifest) error {
+	data, err := json.MarshalIndent(index, "", "  ")
+	if err != nil {
+		return err
+	}
+	return s.replace("index.json", data)
+}
+
+// readBounded reads a file of at most limit bytes.
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := readAll(f, limit)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return data, nil
+}
+
+// readAll is io.ReadAll for what must not be longer than limit bytes.
+func readAll(r io.Reader, limit int64) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("more than %d bytes", limit)
+	}
+	return data, err
+}
+
+// session is one writer's folder below tmp/. Its lock says that the writer lives; the folder goes with end.
+type session struct {
+	*Store
+	dir   string
+	claim *os.File
+}
+
+// begin opens a session, and removes the folders of writers that died.
+func (s *Store) begin() (*session, error) {
+	// Exclusively, so that no other writer is between the making of its folder and the locking of it.
+	lock, err := s.lock(syscall.LOCK_EX)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if _, err := s.sweep(); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(s.path("tmp"), "")
+	if err != nil {
+		return nil, err
+	}
+	held, err := flock(dir, os.O_RDONLY, syscall.LOCK_EX)
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(dir))
+	}
+	return &session{Store: s, dir: dir, claim: held}, nil
+}
+
+// sweep removes what dead writers left and returns how many bytes that were. The caller holds the lock exclusively.
+func (s *Store) sweep() (freed int64, err error) {
+	entries, err := os.ReadDir(s.path("tmp"))
+	if err != nil {
+		return 0, err
+	}
+	for _, entry := range entries {
+		dir := s.path("tmp", entry.Name())
+		if busy, err := inUse(dir); err != nil || busy {
+			continue // in use, or gone this moment because its writer has ended
+		}
+		freed += diskUse(dir)
+		if err := os.RemoveAll(dir); err != nil {
+			return freed, err
+		}
+	}
+	return freed, nil
+}
+
+func (w *session) end() {
+	os.RemoveAll(w.dir) // what cannot be removed now, the next sweep finds
+	w.claim.Close()
+}
+
+func (w *session) create(pattern string) (*os.File, error) {
+	return os.CreateTemp(w.dir, pattern)
+}
+
+// putBlob stores a small blob.
+func (w *session) putBlob(data []byte, mediaType types.MediaType) (v1.Descriptor, error) {
+	desc := descriptorOf(data, mediaType)
+	if old, err := readBounded(w.blobPath(desc.Digest), desc.Size); err == nil && bytes.Equal(old, data) {
+		return desc, nil
+	}
+	f, err := w.create("blob-")
+	if err != nil {
+		return desc, err
+	}
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return desc, err
+	}
+	if err := w.closeSynced(f); err != nil {
+		return desc, err
+	}
+	return desc, os.Rename(f.Name(), w.blobPath(desc.Digest))
+}
+
+func descriptorOf(data []byte, mediaType types.MediaType) v1.Descriptor {
+	sum := sha256.Sum256(data)
+	return v1.Descriptor{
+		MediaType: mediaType,
+		Size:      int64(len(data)),
+		Digest:    v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])},
+	}
+}
+
+// diskUse sums the sizes of all regular files below a path. What cannot be read counts nothing.
+func diskUse(path string) (n int64) {
+	filepath.WalkDir(path, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		if info, err := d.Info(); err == nil && info.Mode().IsRegular() {
+			n += info.Size()
+		}
+		return nil
+	})
+	return n
+}
