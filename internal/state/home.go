@@ -1,0 +1,124 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// Home is where one user's things are. All of it may be deleted while nothing
+// runs.
+type Home struct {
+	Data  string // images
+	Cache string // kernels and what else can be had again
+	State string // sandboxes
+
+	root string // of all, where there is one
+}
+
+// Find returns the home that the environment names: the folders below
+// MATCHLOCK_HOME, else those of the XDG base directory specification. It looks
+// at no file.
+func Find(getenv func(string) string) (Home, error) {
+	if root := getenv("MATCHLOCK_HOME"); root != "" {
+		return At(root)
+	}
+	user := getenv("HOME")
+	dir := func(variable, fallback string) string {
+		// The specification has relative paths ignored.
+		if base := getenv(variable); filepath.IsAbs(base) {
+			return filepath.Join(base, "matchlock")
+		}
+		return filepath.Join(user, fallback, "matchlock")
+	}
+	home := Home{
+		Data:  dir("XDG_DATA_HOME", ".local/share"),
+		Cache: dir("XDG_CACHE_HOME", ".cache"),
+		State: dir("XDG_STATE_HOME", ".local/state"),
+	}
+	for _, path := range home.folders() {
+		if !filepath.IsAbs(path) {
+			return Home{}, &HomeError{Path: path, Fault: "cannot be placed: neither MATCHLOCK_HOME nor HOME is set", Fix: "set MATCHLOCK_HOME to a folder of yours"}
+		}
+	}
+	return home, nil
+}
+
+// At returns the home whose folders are all below root.
+func At(root string) (Home, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return Home{}, err
+	}
+	sub := func(name string) string { return filepath.Join(root, name) }
+	return Home{Data: sub("data"), Cache: sub("cache"), State: sub("state"), root: root}, nil
+}
+
+func (h Home) folders() []string { return []string{h.Data, h.Cache, h.State} }
+
+// Open makes the folders that are missing and checks all of them, as Private does.
+func (h Home) Open() error {
+	dirs := h.folders()
+	if h.root != "" {
+		dirs = append([]string{h.root}, dirs...)
+	}
+	for _, dir := range dirs {
+		if err := Private(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Images is the folder of the image store.
+func (h Home) Images() string { return filepath.Join(h.Data, "images") }
+
+// Sandboxes is the folder of the sandboxes' folders.
+func (h Home) Sandboxes() string { return filepath.Join(h.State, "sandboxes") }
+
+// Private makes dir, with mode 0700, unless it is there. One that belongs to
+// another user or that others may write is a *HomeError: what lies in it would
+// be run as root of a guest, or believed to be ours.
+func Private(dir string) error {
+	// What is there may be a link of the user's to a larger disk; what counts is
+	// where it leads.
+	info, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		info, err = os.Stat(dir)
+	}
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return &HomeError{Path: dir, Fault: "is not a folder", Fix: "move it away"}
+	}
+	if owner := info.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
+		return &HomeError{
+			Path:  dir,
+			Fault: fmt.Sprintf("belongs to user %d, and this is user %d", owner, os.Geteuid()),
+			Fix:   "run matchlock as the folder's owner, or set MATCHLOCK_HOME to a folder of your own",
+		}
+	}
+	if mode := info.Mode().Perm(); mode&0o022 != 0 {
+		return &HomeError{Path: dir, Fault: fmt.Sprintf("may be written by others (mode %04o)", mode), Fix: "chmod go-w " + dir}
+	}
+	return nil
+}
+
+// HomeError is a folder of ours that cannot be trusted.
+type HomeError struct {
+	Path  string
+	Fault string // follows the path in a sentence
+	Fix   string // what the user can do about it
+}
+
+func (e *HomeError) Error() string { return fmt.Sprintf("folder %s %s", e.Path, e.Fault) }
+
+// Hint is the way out.
+func (e *HomeError) Hint() string { return e.Fix }
