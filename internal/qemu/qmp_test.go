@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,6 +29,7 @@ func unixPair(t testing.TB) (a, b *net.UnixConn) {
 	}
 	var ends [2]*net.UnixConn
 	for i, fd := range fds {
+		syscall.CloseOnExec(fd)
 		f := os.NewFile(uintptr(fd), "socketpair")
 		conn, err := net.FileConn(f)
 		f.Close()
@@ -419,6 +421,88 @@ func TestQMPNoGreeting(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestQMPRealQEMU(t *testing.T) {
+	if os.Getenv("MATCHLOCK_TEST_VM") == "" {
+		t.Skip("runs QEMU: set MATCHLOCK_TEST_VM=1 (make test does)")
+	}
+	path, err := findQEMU()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := checkVersion(t.Context(), path, ""); err != nil {
+		t.Fatal(err)
+	}
+	text, err := qemuVersion(t.Context(), path, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := unixPair(t)
+	inherited, err := theirs.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	cmd := exec.CommandContext(t.Context(), path, "-no-user-config", "-nodefaults", "-M", "none", "-S", "-display", "none",
+		"-chardev", "socket,id=q,fd=3", "-mon", "chardev=q,mode=control")
+	cmd.ExtraFiles = []*os.File{inherited}
+	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
+	err = cmd.Start()
+	inherited.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("QEMU: %v", err)
+		}
+	}()
+	q, err := newQMP(t.Context(), ours)
+	if err != nil {
+		cmd.Process.Kill()
+		t.Fatal(err)
+	}
+	defer q.Close()
+
+	var v qmpVersion
+	if err := q.Execute(t.Context(), "query-version", nil, nil, &v); err != nil || v != q.version {
+		t.Errorf("got %+v, %v; the greeting said %+v", v, err, q.version)
+	}
+	if want := fmt.Sprintf("%d.%d.%d", v.QEMU.Major, v.QEMU.Minor, v.QEMU.Micro); !strings.HasPrefix(text.Text, want) {
+		t.Errorf("--version says %q, QMP %s", text.Text, want)
+	}
+	var refusal *qmpError
+	if err := q.Execute(t.Context(), "no-such", nil, nil, nil); !errors.As(err, &refusal) || refusal.Class != "CommandNotFound" {
+		t.Errorf("no-such: got %v", err)
+	}
+
+	// A descriptor is taken from the message that names it.
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	name := map[string]string{"fdname": "null"}
+	if err := q.Execute(t.Context(), "getfd", name, null, nil); err != nil {
+		t.Error(err)
+	}
+	if err := q.Execute(t.Context(), "getfd", name, nil, nil); !errors.As(err, &refusal) {
+		t.Errorf("getfd without a descriptor: got %v", err)
+	}
+	if err := q.Execute(t.Context(), "closefd", name, nil, nil); err != nil {
+		t.Error(err)
+	}
+
+	events, cancel := q.Subscribe("SHUTDOWN")
+	defer cancel()
+	if err := q.Execute(t.Context(), "quit", nil, nil, nil); err != nil {
+		t.Error(err)
+	}
+	if e := <-events; !bytes.Contains(e.Data, []byte(`"host-qmp-quit"`)) {
+		t.Errorf("got event %q with %s", e.Name, e.Data)
+	}
+	<-q.Done()
 }
 
 // Whatever QEMU says, every call comes back, and with an answer only if there

@@ -1,0 +1,59 @@
+package qemu
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// hostFacts is what was found out about the host and holds until it boots
+// anew. A file that is missing, damaged or of another boot knows nothing.
+type hostFacts struct {
+	BootID string   `json:"boot_id"`
+	KVM    *kvmFact `json:"kvm,omitempty"`
+	TSCKHz uint64   `json:"tsc_khz,omitempty"`
+}
+
+type kvmFact struct {
+	Runs   bool   `json:"runs"`
+	Reason string `json:"reason,omitempty"` // why not
+}
+
+// hostFactsPath is empty when nothing can be remembered: without a directory,
+// or on a host that does not tell its boots apart.
+func hostFactsPath(dir string) (path, bootID string) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil || dir == "" {
+		return "", ""
+	}
+	return filepath.Join(dir, "host.json"), strings.TrimSpace(string(id))
+}
+
+func readHostFacts(dir string) hostFacts {
+	path, bootID := hostFactsPath(dir)
+	var f hostFacts
+	if path == "" || readCache(path, &f) != nil || f.BootID != bootID {
+		return hostFacts{BootID: bootID}
+	}
+	if !plausibleTSC(f.TSCKHz) {
+		f.TSCKHz = 0
+	}
+	return f
+}
+
+// updateHostFacts has change add to what is known, by all processes, and
+// returns the outcome, whether or not it could be written down.
+func updateHostFacts(dir string, change func(*hostFacts)) hostFacts {
+	path, _ := hostFactsPath(dir)
+	if path != "" {
+		if unlock, err := lockCache(dir); err == nil {
+			defer unlock()
+		}
+	}
+	f := readHostFacts(dir)
+	change(&f)
+	if path != "" {
+		writeCache(path, f) // without it the next start finds out anew
+	}
+	return f
+}

@@ -1,0 +1,5 @@
+//go:build !amd64
+
+package qemu
+
+func measureTSC() (uint64, error) { return 0, nil }
