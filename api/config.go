@@ -1,0 +1,331 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"path"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Config is a sandbox as data: what the flags of a command line, a Go program
+// or a file can say of it, in one schema. The zero value of a field means its
+// default; only Image is required. In JSON names are in snake_case, sizes are
+// bytes, and what has a flag of several parts is the flag's text.
+type Config struct {
+	// Image is a name in the image store, a name as docker expands it, or a digest.
+	Image string `json:"image"`
+	// Pull says when a registry is asked for it; empty is PullMissing.
+	Pull PullPolicy `json:"pull,omitempty"`
+	// Platform of the image, "linux/arm64"; empty is the host's. Only the host's can run.
+	Platform string `json:"platform,omitempty"`
+
+	// Entrypoint takes the place of the image's; not nil but empty, it clears it.
+	// Either way the image's own command is not used then.
+	Entrypoint []string `json:"entrypoint,omitzero"`
+	// Command takes the place of the image's.
+	Command []string `json:"command,omitempty"`
+	// Env is laid over the image's environment.
+	Env map[string]string `json:"env,omitempty"`
+	// User is name, uid, uid:gid or name:group; empty is the image's, else root.
+	User string `json:"user,omitempty"`
+	// WorkDir is an absolute path, made when missing; empty is the image's, else "/".
+	WorkDir string `json:"work_dir,omitempty"`
+	// Timeout bounds the life of the first command; 0 does not.
+	Timeout time.Duration `json:"-"` // see MarshalJSON
+
+	// CPUs is the share of processors; 0 is 1.
+	CPUs float64 `json:"cpus,omitempty"`
+	// Memory of the guest in bytes, a multiple of 1 MiB; 0 is 512 MiB.
+	Memory int64 `json:"memory,omitempty"`
+	// DiskSize is the size in bytes, a multiple of 4096, of the disk that takes the
+	// writes to "/"; 0 is 5 GiB. The host's disk is used only as it is written.
+	DiskSize int64 `json:"disk_size,omitempty"`
+	// Disks are disk images of the host, attached and mounted.
+	Disks []Disk `json:"disks,omitempty"`
+	// Tmpfs are further file systems in the guest's memory.
+	Tmpfs []Tmpfs `json:"tmpfs,omitempty"`
+	// ShmSize is the size of /dev/shm in bytes; 0 is 64 MiB.
+	ShmSize int64 `json:"shm_size,omitempty"`
+
+	// Hostname of the guest; empty is the sandbox's id.
+	Hostname string `json:"hostname,omitempty"`
+	// Network says what the guest knows of hosts.
+	Network Network `json:"network,omitzero"`
+
+	// Privileged lifts all restrictions inside the guest.
+	Privileged bool `json:"privileged,omitempty"`
+	// CapAdd, CapDrop and AllowSetuid are those of Confinement.
+	CapAdd      []string `json:"cap_add,omitempty"`
+	CapDrop     []string `json:"cap_drop,omitempty"`
+	AllowSetuid bool     `json:"allow_setuid,omitempty"`
+	// ReadOnly makes "/" read-only.
+	ReadOnly bool `json:"read_only,omitempty"`
+	// Ulimits are the resource limits of every command.
+	Ulimits []Ulimit `json:"ulimits,omitempty"`
+
+	// Labels are for the user to know sandboxes by.
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// Network is what the guest knows of hosts.
+type Network struct {
+	// AddHosts are lines of the guest's hosts file.
+	AddHosts []HostIPMapping `json:"add_hosts,omitempty"`
+}
+
+// PullPolicy says when a registry is asked for an image.
+type PullPolicy string
+
+// The pull policies.
+const (
+	PullMissing PullPolicy = "missing" // when the store does not have it
+	PullAlways  PullPolicy = "always"
+	PullNever   PullPolicy = "never"
+)
+
+// Disk is a disk image of the host in the guest: raw ext4.
+type Disk struct {
+	File     string // on the host
+	Mount    string // in the guest: absolute, made when missing
+	ReadOnly bool
+}
+
+// Defaults of Config, and its limits.
+const (
+	DefaultMemory   = 512 << 20
+	DefaultDiskSize = 5 << 30
+	MinMemory       = 96 << 20 // with less no guest boots
+	MinDiskSize     = 64 << 20
+
+	maxHostname = 64 // HOST_NAME_MAX of Linux
+	maxTimeout  = 366 * 24 * time.Hour
+)
+
+// WithDefaults returns the configuration with its defaults in the place of zero
+// values. What only an image or a sandbox can tell stays empty.
+func (c Config) WithDefaults() Config {
+	orElse(&c.Pull, PullMissing)
+	orElse(&c.CPUs, 1)
+	orElse(&c.Memory, DefaultMemory)
+	orElse(&c.DiskSize, DefaultDiskSize)
+	return c
+}
+
+func orElse[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Confinement is what the configuration holds user code to.
+func (c *Config) Confinement() Confinement {
+	return Confinement{CapAdd: c.CapAdd, CapDrop: c.CapDrop, AllowSetuid: c.AllowSetuid}
+}
+
+// Validate reports every fault of a configuration at once, as an errors.Join of
+// one error each. It opens nothing: what the host lacks is found later.
+func (c *Config) Validate() error {
+	v := &faults{}
+	c.validateCommand(v)
+	c.validateResources(v)
+	c.validateMounts(v)
+	c.validateNetwork(v)
+	c.validateConfinement(v)
+	return errors.Join(v.errs...)
+}
+
+// faults collects what is wrong.
+type faults struct{ errs []error }
+
+func (v *faults) add(format string, args ...any) {
+	v.errs = append(v.errs, fmt.Errorf(format, args...))
+}
+
+func (c *Config) validateCommand(v *faults) {
+	if c.Image == "" {
+		v.add("image: none given")
+	}
+	if p := c.Pull; p != "" && p != PullMissing && p != PullAlways && p != PullNever {
+		v.add("pull policy %q: neither missing, always nor never", p)
+	}
+	for _, key := range sortedKeys(c.Env) {
+		if key == "" || strings.ContainsAny(key, "=\x00") || strings.ContainsRune(c.Env[key], 0) {
+			v.add("environment variable %q: a name without '=' is wanted, and no NUL", key)
+		}
+	}
+	for _, arg := range slices.Concat(c.Entrypoint, c.Command) {
+		if strings.ContainsRune(arg, 0) {
+			v.add("command %q: NUL in an argument", arg)
+		}
+	}
+	if argv := slices.Concat(c.Entrypoint, c.Command); len(argv) > 0 && argv[0] == "" {
+		v.add("command: its name is empty")
+	}
+	if user, group, both := strings.Cut(c.User, ":"); c.User != "" &&
+		(user == "" || both && (group == "" || strings.Contains(group, ":")) || strings.ContainsFunc(c.User, isControlOrBlank)) {
+		v.add("user %q: want NAME, UID, UID:GID or NAME:GROUP", c.User)
+	}
+	if c.WorkDir != "" && !isGuestPath(c.WorkDir) {
+		v.add("working directory %q: not an absolute path", c.WorkDir)
+	}
+	if c.Timeout < 0 || c.Timeout > maxTimeout {
+		v.add("timeout %v: not between 0 and %v", c.Timeout, maxTimeout)
+	}
+	for _, key := range sortedKeys(c.Labels) {
+		if key == "" || strings.ContainsFunc(key, isControlOrBlank) {
+			v.add("label %q: a name without blanks is wanted", key)
+		}
+	}
+}
+
+func (c *Config) validateResources(v *faults) {
+	switch {
+	case math.IsNaN(c.CPUs) || c.CPUs < 0:
+		v.add("CPUs %v: not a positive number", c.CPUs)
+	case math.Ceil(c.CPUs) > float64(runtime.NumCPU()):
+		v.add("CPUs %v: the host has %d", c.CPUs, runtime.NumCPU())
+	}
+	switch {
+	case c.Memory != 0 && c.Memory < MinMemory:
+		v.add("memory %s: a guest needs at least %s to boot", FormatSize(c.Memory), FormatSize(MinMemory))
+	case c.Memory%(1<<20) != 0:
+		v.add("memory %d bytes: not a multiple of 1 MiB", c.Memory)
+	}
+	switch {
+	case c.DiskSize != 0 && c.DiskSize < MinDiskSize:
+		v.add("disk size %s: at least %s is needed", FormatSize(c.DiskSize), FormatSize(MinDiskSize))
+	case c.DiskSize%4096 != 0:
+		v.add("disk size %d bytes: not a multiple of 4096", c.DiskSize)
+	}
+	if c.ShmSize < 0 {
+		v.add("size of /dev/shm: %d bytes", c.ShmSize)
+	}
+	for _, u := range c.Ulimits {
+		if !slices.Contains(ulimitNames, u.Name) {
+			v.add("ulimit %q: unknown; there are %s", u.Name, strings.Join(ulimitNames, ", "))
+		} else if u.Soft > u.Hard {
+			v.add("ulimit %s: the soft limit %d is above the hard one, %d", u.Name, u.Soft, u.Hard)
+		}
+	}
+}
+
+// validateMounts checks what is laid over the image's files.
+func (c *Config) validateMounts(v *faults) {
+	taken := map[string]bool{}
+	mount := func(what, target string) {
+		switch clean := path.Clean(target); {
+		case !isGuestPath(target) || clean == "/" || strings.ContainsRune(target, ':'):
+			v.add("%s: %q is not an absolute path below / without a colon", what, target)
+		case taken[clean]:
+			v.add("%s: %s is taken by another mount", what, clean)
+		default:
+			taken[clean] = true
+		}
+	}
+	for _, d := range c.Disks {
+		if d.File == "" || strings.ContainsRune(d.File, 0) {
+			v.add("disk for %q: no file", d.Mount)
+		}
+		mount(fmt.Sprintf("disk %q", d.File), d.Mount)
+	}
+	for _, t := range c.Tmpfs {
+		mount("tmpfs", t.Path)
+		if t.Size < 0 {
+			v.add("tmpfs %s: size of %d bytes", t.Path, t.Size)
+		}
+	}
+}
+
+func (c *Config) validateNetwork(v *faults) {
+	if c.Hostname != "" && !isHostname(c.Hostname, maxHostname) {
+		v.add("hostname %q: want up to %d letters, digits, '-', '.' and '_'", c.Hostname, maxHostname)
+	}
+	for _, h := range c.Network.AddHosts {
+		if !isHostname(h.Host, 253) {
+			v.add("host %q: not a host name", h.Host)
+		}
+		if addr, err := netip.ParseAddr(h.IP); err != nil || addr.Zone() != "" {
+			v.add("host %q: %q is not an IP address", h.Host, h.IP)
+		}
+	}
+}
+
+func (c *Config) validateConfinement(v *faults) {
+	if _, err := c.Confinement().CapabilitySet(); err != nil {
+		v.add("%w", err)
+	}
+	if c.Privileged && (len(c.CapDrop) > 0 || len(c.CapAdd) > 0 || c.AllowSetuid) {
+		v.add("privileged: lifts all restrictions, so capabilities and set-id programs cannot be chosen beside it")
+	}
+}
+
+// isHostname tells whether a name can stand on a line of the guest's hosts file
+// and on a kernel command line.
+func isHostname(name string, limit int) bool {
+	return name != "" && len(name) <= limit && !strings.ContainsFunc(name, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == '_')
+	})
+}
+
+// isGuestPath tells whether a path can name a place in the guest.
+func isGuestPath(p string) bool {
+	return strings.HasPrefix(p, "/") && len(p) < 4096 && !strings.ContainsRune(p, 0)
+}
+
+func isControlOrBlank(r rune) bool { return r <= ' ' || r == 0x7f }
+
+func sortedKeys(m map[string]string) []string {
+	keys := make([]string, 0, len(m))
+	for key := range m {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// configFields is Config without its methods, and configText what of it has
+// another form in JSON.
+type (
+	configFields Config
+	configText   struct {
+		*configFields
+		Timeout string `json:"timeout,omitempty"` // as time.ParseDuration reads it
+	}
+)
+
+// MarshalJSON implements json.Marshaler.
+func (c Config) MarshalJSON() ([]byte, error) {
+	text := configText{configFields: (*configFields)(&c)}
+	if c.Timeout != 0 {
+		text.Timeout = c.Timeout.String()
+	}
+	return json.Marshal(text)
+}
+
+// UnmarshalJSON implements json.Unmarshaler. A key that Config does not have is
+// an error: a misspelt restriction must not be passed over.
+func (c *Config) UnmarshalJSON(data []byte) error {
+	var read Config
+	text := configText{configFields: (*configFields)(&read)}
+	decoder := json.NewDecoder(strings.NewReader(string(data)))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&text); err != nil {
+		return err
+	}
+	if text.Timeout != "" {
+		timeout, err := time.ParseDuration(text.Timeout)
+		if err != nil {
+			return fmt.Errorf("timeout %q: want a duration like 90s or 2h", text.Timeout)
+		}
+		read.Timeout = timeout
+	}
+	*c = read
+	return nil
+}
