@@ -32,11 +32,7 @@ func (f *finder) fetch(ctx context.Context) (*cachedKernel, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		hint := "`apt-get update` as root renews the package lists; or set MATCHLOCK_KERNEL to a vmlinux or bzImage"
-		if errors.Is(err, exec.ErrNotFound) {
-			hint = "set MATCHLOCK_KERNEL to a vmlinux or bzImage"
-		}
-		return nil, &NotFoundError{Arch: f.Arch, Hint: hint, Err: err}
+		return nil, &NotFoundError{Arch: f.Arch, Err: err}
 	}
 	path, err := f.unpack(ctx, tmp)
 	if err != nil {
@@ -51,7 +47,7 @@ func (f *finder) fetch(ctx context.Context) (*cachedKernel, error) {
 
 // unpack lays the package that was downloaded into tmp out in tmp/tree, and returns its kernel.
 func (f *finder) unpack(ctx context.Context, tmp string) (kernel string, err error) {
-	debs, _ := filepath.Glob(filepath.Join(tmp, "*.deb")) // the only error is a bad pattern
+	debs := list(tmp, "*.deb")
 	if len(debs) != 1 {
 		return "", fmt.Errorf("apt left %d files", len(debs))
 	}
@@ -76,7 +72,7 @@ func (f *finder) unpack(ctx context.Context, tmp string) (kernel string, err err
 	if err := unpackDeb(f.meter(ctx, "unpack package", deb, info.Size()), root); err != nil {
 		return "", err
 	}
-	kernels, _ := filepath.Glob(filepath.Join(tree, "boot", "vmlinu*"))
+	kernels := list(filepath.Join(tree, "boot"), "vmlinu*")
 	if len(kernels) != 1 {
 		return "", fmt.Errorf("%d kernels inside", len(kernels))
 	}

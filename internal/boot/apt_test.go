@@ -100,7 +100,7 @@ func TestFetchErrors(t *testing.T) {
 				t.Fatalf("got error %v, want %q", err, tt.want)
 			}
 			notFound, ok := errors.AsType[*NotFoundError](err)
-			if ok != (tt.hint != "") || ok && !strings.Contains(notFound.Hint, tt.hint) {
+			if ok != (tt.hint != "") || ok && !strings.Contains(notFound.Hint(), tt.hint) {
 				t.Errorf("got %#v, want a hint of %q", err, tt.hint)
 			}
 			h.checkCache()
@@ -112,7 +112,7 @@ func TestFetchWithoutApt(t *testing.T) {
 	h := newHost(t)
 	_, err := h.prepare()
 	notFound, ok := errors.AsType[*NotFoundError](err)
-	if !ok || strings.Contains(notFound.Hint, "apt-get") || !strings.Contains(notFound.Hint, "MATCHLOCK_KERNEL") {
+	if !ok || strings.Contains(notFound.Hint(), "apt-get") || !strings.Contains(notFound.Hint(), "MATCHLOCK_KERNEL") {
 		t.Errorf("got %#v", err)
 	}
 }

@@ -19,8 +19,10 @@ package boot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 )
@@ -55,7 +57,6 @@ type Files struct {
 // NotFoundError says that no kernel was named, cached or installed, and why none could be fetched.
 type NotFoundError struct {
 	Arch string
-	Hint string // what the user can do about it, a phrase
 	Err  error
 }
 
@@ -64,6 +65,15 @@ func (e *NotFoundError) Error() string {
 }
 
 func (e *NotFoundError) Unwrap() error { return e.Err }
+
+// Hint is the way out.
+func (e *NotFoundError) Hint() string {
+	const named = "set MATCHLOCK_KERNEL to a vmlinux or bzImage"
+	if errors.Is(e.Err, exec.ErrNotFound) {
+		return "this host has no apt: " + named
+	}
+	return "`apt-get update` as root renews the package lists; or " + named
+}
 
 // Prepare returns the files to boot from, making those that the cache does not hold.
 func Prepare(ctx context.Context, o Options) (*Files, error) {
@@ -92,6 +102,9 @@ func prepare(ctx context.Context, o Options, root string) (*Files, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if err := use(k.dir); err != nil {
+		return nil, fmt.Errorf("kernel cache: %w", err)
 	}
 	initramfs, err := c.initramfs(ctx, k, o)
 	if err != nil {

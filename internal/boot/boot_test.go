@@ -26,7 +26,7 @@ type host struct {
 
 func newHost(t *testing.T) *host {
 	t.Setenv("PATH", t.TempDir())
-	return &host{t: t, root: t.TempDir(), o: Options{CacheDir: filepath.Join(t.TempDir(), "cache"), Guest: testGuest(), Arch: "amd64"}}
+	return &host{t: t, root: t.TempDir(), o: Options{CacheDir: filepath.Join(t.TempDir(), "cache [of *"), Guest: testGuest(), Arch: "amd64"}}
 }
 
 func (h *host) prepare() (*Files, error) { return prepare(h.t.Context(), h.o, h.root) }

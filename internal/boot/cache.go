@@ -30,6 +30,7 @@ const (
 //
 // What is inside never changes once it has its name, which is made of a checksum; only what a source led to is written anew.
 // Work on kernels is done under an exclusive lock on kernels/lock, reading under none.
+// Nothing waits for the disk: what a power cut leaves too short is noticed by its size and made anew.
 type cache struct {
 	kernelsDir   string // one folder for each kernel
 	sourcesDir   string // one record for each source of a kernel: which folder it led to
@@ -136,6 +137,10 @@ func stampOf(path string) stamp {
 	if err != nil {
 		return stamp{Path: path}
 	}
+	return stampFrom(path, info)
+}
+
+func stampFrom(path string, info fs.FileInfo) stamp {
 	return stamp{path, info.Size(), info.ModTime().UnixNano(), info.Sys().(*syscall.Stat_t).Ino}
 }
 
@@ -178,18 +183,19 @@ func (c *cache) source(path string) *source {
 }
 
 // kernelOf returns the kernel that an origin led to; nil when it must be made.
-func (c *cache) kernelOf(origin string) *cachedKernel {
+func (c *cache) kernelOf(origin, arch string) *cachedKernel {
 	if s := c.source(c.sourcePath(origin)); s != nil && s.Origin == origin {
-		return c.kernel(s.Folder)
+		if k := c.kernel(s.Folder); k != nil && k.Arch == arch {
+			return k
+		}
 	}
 	return nil
 }
 
 // sources returns all records that hold.
 func (c *cache) sources() []*source {
-	paths, _ := filepath.Glob(filepath.Join(c.sourcesDir, "*.json")) // the only error is a bad pattern
 	var all []*source
-	for _, path := range paths {
+	for _, path := range list(c.sourcesDir, "*.json") {
 		if s := c.source(path); s != nil {
 			all = append(all, s)
 		}
@@ -237,9 +243,6 @@ func (c *cache) kernel(folder string) *cachedKernel {
 			return nil
 		}
 	}
-	if info, err := os.Lstat(k.dir); err != nil || c.used(k.dir, info) != nil {
-		return nil
-	}
 	return k
 }
 
@@ -283,14 +286,25 @@ func (c *cache) lockKernels(ctx context.Context) (unlock func(), err error) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	left, _ := filepath.Glob(filepath.Join(c.kernelsDir, unfinished)) // the only error is a bad pattern
-	for _, dir := range left {
+	for _, dir := range list(c.kernelsDir, unfinished) {
 		if err := os.RemoveAll(dir); err != nil {
 			f.Close()
 			return nil, err
 		}
 	}
 	return func() { f.Close() }, nil
+}
+
+// list returns the paths of what a folder holds under names like pattern.
+// (filepath.Glob would take the folder's own name for a pattern, too.) What cannot be read is empty.
+func list(dir, pattern string) (paths []string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if match, _ := filepath.Match(pattern, e.Name()); match { // the only error is a bad pattern
+			paths = append(paths, filepath.Join(dir, e.Name()))
+		}
+	}
+	return paths
 }
 
 const (
@@ -305,9 +319,6 @@ func writeFile(path string, write func(io.Writer) error) error {
 		return err
 	}
 	err = write(f)
-	if err == nil {
-		err = f.Sync()
-	}
 	if e := f.Close(); err == nil {
 		err = e
 	}
@@ -344,9 +355,13 @@ func writeRecord(path string, v any) error {
 	})
 }
 
-// used notes that something in the cache is in use, so that prune leaves it for the next day.
+// use notes that something in the cache is in use, so that prune leaves it for the next day.
 // The lock lets it not be pruned between here and there.
-func (c *cache) used(path string, info fs.FileInfo) error {
+func use(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
 	now := time.Now()
 	if now.Sub(info.ModTime()) < keepFor/2 {
 		return nil

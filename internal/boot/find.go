@@ -38,7 +38,7 @@ func (f *finder) named(ctx context.Context, name string) (*cachedKernel, error) 
 }
 
 func (f *finder) fromFile(ctx context.Context, path string) (*cachedKernel, error) {
-	if k := f.cache.kernelOf(path); k != nil && k.Arch == f.Arch {
+	if k := f.cache.kernelOf(path, f.Arch); k != nil {
 		return k, nil
 	}
 	unlock, err := f.cache.lockKernels(ctx)
@@ -46,7 +46,7 @@ func (f *finder) fromFile(ctx context.Context, path string) (*cachedKernel, erro
 		return nil, err
 	}
 	defer unlock()
-	if k := f.cache.kernelOf(path); k != nil && k.Arch == f.Arch { // made by another process meanwhile
+	if k := f.cache.kernelOf(path, f.Arch); k != nil { // made by another process meanwhile
 		return k, nil
 	}
 	return f.convert(ctx, path, path)
@@ -96,8 +96,7 @@ func (f *finder) newestCached() *cachedKernel {
 
 // newestInstalled finds Debian's cloud kernels.
 func (f *finder) newestInstalled() (path, release string) {
-	paths, _ := filepath.Glob(filepath.Join(f.root, "boot", "vmlinuz-*")) // the only error is a bad pattern
-	for _, p := range paths {
+	for _, p := range list(filepath.Join(f.root, "boot"), "vmlinuz-*") {
 		r, ok := f.installedRelease(p)
 		if ok && (path == "" || compareReleases(r, release) > 0) && isDir(filepath.Join(f.root, "lib/modules", r)) {
 			path, release = p, r
@@ -157,7 +156,7 @@ func (f *finder) convert(ctx context.Context, path, origin string) (*cachedKerne
 	if err != nil {
 		return nil, err
 	}
-	stamps := []stamp{stampOf(path)}
+	stamps := []stamp{stampFrom(path, info)}
 	tmp, err := os.MkdirTemp(f.cache.kernelsDir, unfinished)
 	if err != nil {
 		return nil, err
@@ -200,7 +199,7 @@ func (f *finder) convert(ctx context.Context, path, origin string) (*cachedKerne
 		if err := writeFile(filepath.Join(tmp, name), func(w io.Writer) error { _, err := w.Write(m.data); return err }); err != nil {
 			return nil, err
 		}
-		stamps = append(stamps, stampOf(m.path))
+		stamps = append(stamps, m.source)
 		k.Modules = append(k.Modules, cachedFile{name, int64(len(m.data))})
 	}
 	fmt.Fprintf(sum, "%d", k.HZ)
@@ -272,9 +271,6 @@ func (f *finder) writeKernel(ctx context.Context, tmp string, image *kernelImage
 		return fmt.Errorf("release %q is not one", k.Release)
 	}
 	k.HZ = findHZ(out, k.KernelSize)
-	if err := out.Sync(); err != nil {
-		return err
-	}
 	return os.Rename(out.Name(), filepath.Join(tmp, k.Kernel))
 }
 

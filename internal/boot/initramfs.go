@@ -45,10 +45,8 @@ func (c *cache) initramfs(ctx context.Context, k *cachedKernel, o Options) (stri
 	sum := sha256.Sum256(fmt.Appendf(nil, "%d %x %s", initramfsFormat, guestSum, k.Sum))
 	path := filepath.Join(c.initramfsDir, hex.EncodeToString(sum[:16])+".cpio")
 	entries := initramfsEntries(k, o.Guest)
-	if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && info.Size() == cpioSize(entries) {
-		if c.used(path, info) == nil {
-			return path, nil
-		}
+	if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && info.Size() == cpioSize(entries) && use(path) == nil {
+		return path, nil
 	}
 	o.Progress("initramfs", 0, 0)
 	err := writeFile(path, func(w io.Writer) error {

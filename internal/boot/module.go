@@ -36,10 +36,10 @@ var wanted = []struct {
 
 // A module is a kernel module as the guest gets it.
 type module struct {
-	name  string
-	path  string
-	later bool
-	data  []byte // ELF, unpacked
+	name   string
+	later  bool
+	data   []byte // ELF, unpacked
+	source stamp
 }
 
 // A moduleTree is the folder lib/modules/RELEASE. Names are as the kernel has them, with _ for -.
@@ -117,7 +117,7 @@ func (t *moduleTree) add(modules []module, seen map[string]bool, name string, la
 	if !ok {
 		return nil, fmt.Errorf("module %s is missing", name)
 	}
-	data, err := readModule(path)
+	data, source, err := readModule(path)
 	if err != nil {
 		return nil, fmt.Errorf("module %s: %w", path, err)
 	}
@@ -140,21 +140,22 @@ func (t *moduleTree) add(modules []module, seen map[string]bool, name string, la
 			return nil, fmt.Errorf("%w, which %s depends on", err, name)
 		}
 	}
-	return append(modules, module{name: name, path: path, later: later, data: data}), nil
+	return append(modules, module{name: name, later: later, data: data, source: source}), nil
 }
 
-func readModule(path string) ([]byte, error) {
-	f, _, err := openTrusted(path)
+func readModule(path string) (data []byte, source stamp, err error) {
+	f, info, err := openTrusted(path)
 	if err != nil {
-		return nil, err
+		return nil, stamp{}, err
 	}
 	defer f.Close()
 	r, err := decompress(f)
 	if err != nil {
-		return nil, err
+		return nil, stamp{}, err
 	}
 	defer r.Close()
-	return readAll(r, maxModule)
+	data, err = readAll(r, maxModule)
+	return data, stampFrom(path, info), err
 }
 
 // modinfo is what we need of a module's .modinfo section.

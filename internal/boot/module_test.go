@@ -136,13 +136,13 @@ func TestModuleWritableForOthers(t *testing.T) {
 	if err := os.Chmod(path, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readModule(path); err == nil || err.Error() != "others may write to it (mode 0666)" {
+	if _, _, err := readModule(path); err == nil || err.Error() != "others may write to it (mode 0666)" {
 		t.Errorf("got error %v", err)
 	}
 }
 
 func TestModuleNoFile(t *testing.T) {
-	if _, err := readModule("/dev/zero"); err == nil || err.Error() != "not a regular file" {
+	if _, _, err := readModule("/dev/zero"); err == nil || err.Error() != "not a regular file" {
 		t.Errorf("got error %v", err)
 	}
 }

@@ -100,7 +100,7 @@ func TestRealNoLists(t *testing.T) {
 	}
 	t.Setenv("APT_CONFIG", config)
 	_, err := prepare(t.Context(), Options{CacheDir: filepath.Join(t.TempDir(), "cache"), Guest: testGuest(), Arch: "amd64"}, t.TempDir())
-	if notFound, ok := errors.AsType[*NotFoundError](err); !ok || !strings.Contains(notFound.Hint, "apt-get update") {
+	if notFound, ok := errors.AsType[*NotFoundError](err); !ok || !strings.Contains(notFound.Hint(), "apt-get update") {
 		t.Errorf("got error %#v", err)
 	}
 }
