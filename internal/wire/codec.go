@@ -84,6 +84,9 @@ func NewDecoder(message []byte) *Decoder { return &Decoder{buf: message} }
 // Err returns the first fault so far.
 func (d *Decoder) Err() error { return d.err }
 
+// Left is how many bytes have not been read.
+func (d *Decoder) Left() int { return len(d.buf) }
+
 // Done returns the first fault; bytes left over are one.
 func (d *Decoder) Done() error {
 	if d.err == nil && len(d.buf) > 0 {
@@ -167,8 +170,9 @@ func varint[T int64 | uint64](d *Decoder, v T, n int) T {
 	return v
 }
 
-// count reads a number of things of which each takes at least one byte.
-func (d *Decoder) count(limit int) int {
+// Count reads the length of a list of at most limit things, each of which takes
+// at least one byte.
+func (d *Decoder) Count(limit int) int {
 	n := d.Uvarint()
 	if d.err == nil && n > uint64(limit) {
 		d.err = fmt.Errorf("%d where at most %d are allowed", n, limit)
@@ -184,7 +188,7 @@ func (d *Decoder) count(limit int) int {
 
 // Blob returns at most limit bytes. They are the buffer's own: valid as long as
 // it is.
-func (d *Decoder) Blob(limit int) []byte { return d.take(d.count(limit)) }
+func (d *Decoder) Blob(limit int) []byte { return d.take(d.Count(limit)) }
 
 // String returns at most limit bytes as they are, any bytes.
 func (d *Decoder) String(limit int) string { return string(d.Blob(limit)) }
@@ -194,7 +198,7 @@ func (d *Decoder) Text(limit int) string { return Printable(d.String(limit)) }
 
 // Strings returns at most limit strings.
 func (d *Decoder) Strings(limit int) []string {
-	n := d.count(limit)
+	n := d.Count(limit)
 	if n == 0 {
 		return nil
 	}
@@ -207,7 +211,7 @@ func (d *Decoder) Strings(limit int) []string {
 
 // Map returns at most limit pairs. A key that comes twice is a fault.
 func (d *Decoder) Map(limit int) map[string]string {
-	n := d.count(limit)
+	n := d.Count(limit)
 	if n == 0 {
 		return nil
 	}

@@ -1,0 +1,223 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/matchlock/matchlock/internal/wire"
+)
+
+// command is one command from its request to its exit status. Four goroutines
+// work for it: the one that serves the stream, a reader of the host's frames,
+// and, where there is an input or an output, one for each.
+type command struct {
+	process Process
+	input   *input  // nil: it has none
+	stdout  *output // of a terminal: all there is
+	stderr  *output // nil: it goes where stdout goes
+	tty     *terminal
+	ending  sync.Once
+}
+
+// exec runs the command of a request. Its error is the answer that it could not
+// be started.
+func (s *Server) exec(conn net.Conn, in *wire.FrameReader, out *wire.FrameWriter, payload []byte) error {
+	req, err := decodeExecRequest(payload)
+	if err != nil {
+		return wrap("exec", err)
+	}
+	path, attr, err := s.prepare(req)
+	if err != nil {
+		return err
+	}
+	c := new(command)
+	attr.Files, err = c.open(req, attr.Credential)
+	if err != nil {
+		return err
+	}
+	started := time.Now()
+	c.process, err = s.start(path, req.args, attr)
+	closeAll(attr.Files)
+	if err != nil {
+		c.close()
+		return err
+	}
+
+	var e wire.Encoder
+	e.Uvarint(uint64(c.process.PID()))
+	out.WriteFrame(frameStarted, e.Encoded()) // if the host is gone, serve will see it
+	var drained sync.WaitGroup
+	drained.Add(1)
+	s.serving.Go(func() { s.pump(frameStdout, c.stdout, out, drained.Done) })
+	if c.stderr != nil {
+		drained.Add(1)
+		s.serving.Go(func() { s.pump(frameStderr, c.stderr, out, drained.Done) })
+	}
+	if c.input != nil {
+		s.serving.Go(func() { c.input.pump(out) })
+	}
+	s.serving.Go(func() { c.obey(in) })
+	defer context.AfterFunc(s.life, func() { c.signal(unix.SIGKILL) })()
+
+	status, err := c.process.Wait()
+	duration := time.Since(started)
+	c.ending.Do(func() {}) // from here on the end of the stream is no reason to end what lives on
+	if c.input != nil {
+		c.input.stop()
+	}
+	for _, o := range []*output{c.stdout, c.stderr} {
+		if o != nil {
+			o.file.SetReadDeadline(past) // what is to come is what is there now
+		}
+	}
+	drained.Wait()
+	if err != nil {
+		return wrap("exec", err)
+	}
+	exit := Exit{Code: status.Code, Signal: int(status.Signal), Duration: duration}
+	if status.Signal != 0 {
+		exit.Code = 128 + int(status.Signal)
+	}
+	out.WriteFrame(frameExit, exit.encode())
+	return nil
+}
+
+// past is a deadline that interrupts.
+var past = time.Unix(1, 0)
+
+// open makes the command's pipes or terminal. It returns the command's ends.
+func (c *command) open(req *execRequest, owner *Credential) (files []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(files)
+			c.close()
+		}
+	}()
+	if req.tty {
+		var slave *os.File
+		if c.tty, slave, err = openTerminal(req.rows, req.cols, owner); err != nil {
+			return nil, wrap("terminal", err)
+		}
+		c.stdout = &output{c.tty.file, c.tty.raw}
+		if req.stdin {
+			c.input = newInput(c.tty.file, c.tty)
+		}
+		return []*os.File{slave, slave, slave}, nil
+	}
+	ours, theirs, err := openPipe(1, owner)
+	if err != nil {
+		return nil, err
+	}
+	files = append(files, theirs)
+	if req.stdin {
+		c.input = newInput(ours, nil)
+	} else {
+		ours.Close()
+	}
+	if c.stdout, theirs, err = openOutput(owner); err != nil {
+		return files, err
+	}
+	files = append(files, theirs)
+	if !req.merged {
+		if c.stderr, theirs, err = openOutput(owner); err != nil {
+			return files, err
+		}
+	}
+	return append(files, theirs), nil
+}
+
+// close closes the server's ends of a command that did not start.
+func (c *command) close() {
+	if c.input != nil {
+		c.input.file.Close()
+	}
+	for _, o := range []*output{c.stdout, c.stderr} {
+		if o != nil {
+			o.file.Close()
+		}
+	}
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close() // one that is there twice is closed the first time
+	}
+}
+
+// obey does what the host says while the command runs. When the stream ends
+// before that, the command is ended.
+func (c *command) obey(in *wire.FrameReader) {
+	for {
+		kind, payload, err := in.Next(wire.MaxData)
+		if err != nil {
+			c.terminate(unix.SIGHUP)
+			return
+		}
+		d := wire.NewDecoder(payload)
+		switch kind {
+		case frameStdin:
+			if c.input == nil || !c.input.put(payload) {
+				d.Fail(errors.New("input that was not agreed on"))
+			}
+			d = wire.NewDecoder(nil)
+		case frameStdinEnd:
+			if c.input != nil {
+				c.input.end()
+			}
+		case frameSignal:
+			c.process.Signal(syscall.Signal(d.Uint8())) // a process that has ended needs none
+		case frameResize:
+			rows, cols := d.Uint32(), d.Uint32()
+			if c.tty != nil {
+				c.tty.resize(uint16(rows), uint16(cols))
+			}
+		case frameTerminate:
+			c.terminate(unix.SIGTERM)
+		case frameCloseOutput:
+			o := c.stdout
+			if d.Uint8() == frameStderr {
+				o = c.stderr
+			}
+			if o != nil {
+				o.file.Close() // the writer gets SIGPIPE
+			}
+		default:
+			d.Fail(errors.New("unknown frame"))
+		}
+		if d.Done() != nil {
+			c.terminate(unix.SIGHUP)
+			return
+		}
+	}
+}
+
+// terminate ends the command's group: SIGTERM, or on a terminal sig, and what is
+// left after killGrace gets SIGKILL. It returns at once.
+func (c *command) terminate(sig syscall.Signal) {
+	c.ending.Do(func() {
+		if c.tty == nil {
+			sig = unix.SIGTERM
+		}
+		c.signal(sig)
+		time.AfterFunc(killGrace, func() { c.signal(unix.SIGKILL) })
+	})
+}
+
+// signal reaches the command's group and, on a terminal, the one in the
+// foreground, which a shell makes another.
+func (c *command) signal(sig syscall.Signal) {
+	c.process.Signal(sig)
+	if c.tty == nil {
+		return
+	}
+	if group := c.tty.foreground(); group > 1 && group != c.process.PID() {
+		unix.Kill(-group, sig)
+	}
+}

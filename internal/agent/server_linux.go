@@ -1,0 +1,111 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/matchlock/matchlock/internal/wire"
+)
+
+// Server is the guest's end: it does what a Client asks for. Its methods may be
+// called by several goroutines at once.
+type Server struct {
+	starter Starter
+	buffers sync.Pool // of *[wire.FrameHeader + chunk]byte
+
+	life    context.Context // ends with Close
+	end     context.CancelFunc
+	serving sync.WaitGroup
+
+	mu  sync.Mutex
+	env map[string]string
+}
+
+// NewServer returns a server whose commands are started by starter, with env as
+// the lowest layer of their environment.
+func NewServer(starter Starter, env map[string]string) *Server {
+	s := &Server{starter: starter, env: maps.Clone(env)}
+	if s.env == nil {
+		s.env = make(map[string]string)
+	}
+	s.buffers.New = func() any { return new([wire.FrameHeader + chunk]byte) }
+	s.life, s.end = context.WithCancel(context.Background())
+	return s
+}
+
+// AddEnv lays env over the environment of commands that start from now on.
+func (s *Server) AddEnv(env map[string]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.env = maps.Clone(s.env) // the former one may be in use
+	maps.Copy(s.env, env)
+}
+
+func (s *Server) baseEnv() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.env
+}
+
+// Serve takes the streams of a session until that ends, and returns why it did.
+// What they asked for ends with them.
+func (s *Server) Serve(mux *wire.GuestMux) error {
+	for {
+		in, err := mux.Accept()
+		if err != nil {
+			return err
+		}
+		switch port := in.Port(); {
+		case port == wire.PortAgent:
+			s.serving.Go(func() { s.ServeConn(in.Accept()) })
+		case port > wire.PortForward && port <= wire.PortForward+65535:
+			s.serving.Go(func() { s.forward(in, port-wire.PortForward) })
+		default:
+			in.Refuse("no service at port " + strconv.FormatUint(uint64(port), 10))
+		}
+	}
+}
+
+// Close kills the commands that run, ends what else is under way, and returns
+// when nothing of it is left.
+func (s *Server) Close() error {
+	s.end()
+	s.serving.Wait()
+	return nil
+}
+
+// ServeConn serves one stream to wire.PortAgent, and closes it.
+func (s *Server) ServeConn(conn net.Conn) {
+	defer context.AfterFunc(s.life, func() { conn.Close() })()
+	defer conn.Close()
+	in, out := wire.NewFrameReader(conn), wire.NewFrameWriter(conn)
+	conn.SetReadDeadline(time.Now().Add(answerTime))
+	kind, payload, err := in.Next(wire.MaxRequest)
+	if err != nil {
+		return // the host has gone away, or nothing was asked
+	}
+	conn.SetReadDeadline(time.Time{})
+	d := wire.NewDecoder(payload)
+	switch kind {
+	case requestExec:
+		err = s.exec(conn, in, out, payload)
+	case requestWrite:
+		err = s.writeFile(in, out, d)
+	case requestRead:
+		err = s.readFile(out, d)
+	case requestList:
+		err = s.listFiles(out, d)
+	case requestStat:
+		err = s.stat(out, d)
+	default:
+		err = errors.New("unknown request")
+	}
+	if err != nil {
+		out.WriteFrame(frameFailed, encodeError(err)) // fails only when nobody is there to be told
+	}
+}

@@ -1,0 +1,215 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/matchlock/matchlock/internal/wire"
+)
+
+// openPipe makes a pipe of which one end is ours, 0 the reading one or 1 the
+// writing one. That end is the poller's: waiting for it takes no thread and can
+// be interrupted.
+func openPipe(end int, owner *Credential) (ours, theirs *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, wrap("pipe", err)
+	}
+	giveTo(fds[1-end], owner)
+	unix.SetNonblock(fds[end], true) // of a pipe this cannot fail
+	return os.NewFile(uintptr(fds[end]), "pipe"), os.NewFile(uintptr(fds[1-end]), "pipe"), nil
+}
+
+// giveTo makes owner the owner of a pipe or terminal, who may then open it by
+// name (/dev/stderr). Where that cannot be had nothing else depends on it.
+func giveTo(fd int, owner *Credential) {
+	if owner.UID != 0 && os.Geteuid() == 0 {
+		unix.Fchown(fd, int(owner.UID), -1)
+	}
+}
+
+// An input carries what the host sends to the command.
+type input struct {
+	file *os.File
+	tty  *terminal // nil: file is a pipe, and is closed after the last byte
+
+	mu      sync.Mutex
+	change  sync.Cond
+	queue   []byte
+	last    byte // typed so far
+	ended   bool // nothing comes after the queue
+	stopped bool
+}
+
+func newInput(file *os.File, tty *terminal) *input {
+	i := &input{file: file, tty: tty, last: '\n'}
+	i.change.L = &i.mu
+	return i
+}
+
+// put queues p. It reports whether the host kept to the window.
+func (i *input) put(p []byte) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.ended || len(i.queue)+len(p) > stdinWindow {
+		return false
+	}
+	if !i.stopped {
+		i.queue = append(i.queue, p...)
+		i.change.Signal()
+	}
+	return true
+}
+
+func (i *input) end() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.ended = true
+	i.change.Signal()
+}
+
+// stop drops what the command will not read any more.
+func (i *input) stop() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.stopped = true
+	i.queue = nil
+	i.change.Signal()
+	i.file.SetWriteDeadline(past) // wakes pump
+}
+
+// pump writes the queue to the command and tells the host how much it took.
+func (i *input) pump(out *wire.FrameWriter) {
+	if i.tty == nil {
+		defer i.file.Close()
+	}
+	for {
+		i.mu.Lock()
+		for len(i.queue) == 0 && !i.ended && !i.stopped {
+			i.change.Wait()
+		}
+		p := i.queue
+		i.queue = nil
+		stopped := i.stopped
+		i.mu.Unlock()
+		if stopped {
+			return
+		}
+		if len(p) == 0 {
+			if i.tty != nil {
+				i.tty.typeEOF(i.last)
+			}
+			return
+		}
+		if _, err := i.file.Write(p); err != nil {
+			i.stop()
+			out.WriteFrame(frameStdinClosed, nil)
+			return
+		}
+		i.last = p[len(p)-1]
+		var e wire.Encoder
+		e.Uvarint(uint64(len(p)))
+		out.WriteFrame(frameStdinTaken, e.Encoded())
+	}
+}
+
+// An output is the server's end of a command's output.
+type output struct {
+	file *os.File
+	raw  syscall.RawConn
+}
+
+func openOutput(owner *Credential) (*output, *os.File, error) {
+	ours, theirs, err := openPipe(0, owner)
+	if err != nil {
+		return nil, nil, err
+	}
+	raw, err := ours.SyscallConn()
+	if err != nil {
+		ours.Close()
+		theirs.Close()
+		return nil, nil, wrap("pipe", err)
+	}
+	return &output{ours, raw}, theirs, nil
+}
+
+// leftover is how much, beside what a pipe says it holds, is read from an output
+// after the command's end: more than a terminal holds, and little enough for a
+// child that never stops writing.
+const leftover = 128 << 10
+
+// pump sends what the command writes until there is no more: the end of the
+// file, or, after a deadline has said that the command has ended, what is there
+// at that time. Then it calls drained, and drops what is written by the
+// children that live on.
+func (s *Server) pump(kind byte, o *output, out *wire.FrameWriter, drained func()) {
+	defer o.file.Close()
+	frame := s.buffers.Get().(*[wire.FrameHeader + chunk]byte)
+	space := frame[wire.FrameHeader:]
+	var err error
+	for err == nil {
+		var n int
+		n, err = o.file.Read(space)
+		if n > 0 {
+			// If nobody is there any more the command is ended, but until then it may write.
+			out.WriteFilled(kind, frame[:wire.FrameHeader+n])
+		}
+	}
+	alive := errors.Is(err, os.ErrDeadlineExceeded)
+	if alive {
+		o.file.SetReadDeadline(time.Time{})
+		for rest := max(o.holds(), leftover); rest > 0; {
+			n, err := o.readNow(space)
+			if n <= 0 {
+				alive = errors.Is(err, unix.EAGAIN)
+				break
+			}
+			out.WriteFilled(kind, frame[:wire.FrameHeader+n])
+			rest -= n
+		}
+	}
+	s.buffers.Put(frame)
+	drained()
+	if alive {
+		s.drop(o.file)
+	}
+}
+
+// holds is how many bytes can be read at once.
+func (o *output) holds() (n int) {
+	o.raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	return n
+}
+
+// readNow reads what there is, without waiting.
+func (o *output) readNow(p []byte) (n int, err error) {
+	waitErr := o.raw.Read(func(fd uintptr) bool {
+		for {
+			n, err = unix.Read(int(fd), p)
+			if !errors.Is(err, unix.EINTR) {
+				return true
+			}
+		}
+	})
+	if waitErr != nil {
+		return 0, waitErr
+	}
+	return n, err
+}
+
+// drop reads file to its end, or the server's.
+func (s *Server) drop(file *os.File) {
+	defer context.AfterFunc(s.life, func() { file.Close() })()
+	p := make([]byte, 4096)
+	for {
+		if _, err := file.Read(p); err != nil {
+			return
+		}
+	}
+}
