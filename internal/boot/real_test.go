@@ -78,8 +78,8 @@ func TestRealFetch(t *testing.T) {
 		}
 		position[name] = i + 1
 	}
-	for _, want := range []string{"init", "dev/console", "modules/virtio_mmio.ko", "modules/virtio_console.ko", "modules/virtio_blk.ko", "modules/erofs.ko",
-		"modules/overlay.ko", "modules/later/virtio_net.ko", "modules/later/fuse.ko"} {
+	// Debian 12 has virtio_console and fuse as modules, too.
+	for _, want := range []string{"init", "dev/console", "modules/virtio_mmio.ko", "modules/virtio_blk.ko", "modules/erofs.ko", "modules/overlay.ko", "modules/later/virtio_net.ko"} {
 		if position[want] == 0 {
 			t.Errorf("%s is not in %q", want, got)
 		}
