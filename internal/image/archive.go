@@ -3,7 +3,6 @@ package image
 import (
 	"archive/tar"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -165,31 +164,4 @@ func isLayout(m members) bool {
 		Version string `json:"imageLayoutVersion"`
 	}
 	return json.Unmarshal(data, &marker) == nil && strings.HasPrefix(marker.Version, "1.")
-}
-
-// endMarker watches a tar for the zeros that end it.
-type endMarker struct {
-	zeros int // bytes, at the end of what was written so far
-}
-
-func (m *endMarker) Write(p []byte) (int, error) {
-	tail := len(p)
-	for tail > 0 && p[tail-1] == 0 {
-		tail--
-	}
-	if tail > 0 {
-		m.zeros = 0
-	}
-	m.zeros += len(p) - tail
-	return len(p), nil
-}
-
-var errNoEnd = errors.New("the archive ends too early")
-
-// check is to be called after the last write.
-func (m *endMarker) check() error {
-	if m.zeros < 512 {
-		return errNoEnd
-	}
-	return nil
 }

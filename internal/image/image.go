@@ -114,7 +114,6 @@ type Summary struct {
 	PulledDigest string    `json:"pulled_digest,omitempty"`
 	Platform     string    `json:"platform"` // "linux/amd64"
 	Size         int64     `json:"size"`     // bytes of the blobs
-	Layers       int       `json:"layers"`   // as published, before merging
 	Created      time.Time `json:"created,omitzero"`
 	Stored       time.Time `json:"stored,omitzero"`
 	// Problem says why the image cannot be used, e.g. that a file is missing; else empty.
@@ -145,22 +144,30 @@ type Progress func(Event)
 
 // What callers branch on. The errors returned say more than these do.
 var (
-	ErrNotFound = fmt.Errorf("image not found: %w", fs.ErrNotExist)
+	ErrNotFound = errors.New("image not found")
 	ErrInUse    = errors.New("image in use")
 	ErrTooLarge = errors.New("image too large")
 	ErrDenied   = errors.New("registry denies access")
 )
 
-// NotFoundError is an image that is not where it was looked for. It is an ErrNotFound.
+// NotFoundError is an image that is not where it was looked for. It is an ErrNotFound and an fs.ErrNotExist.
 type NotFoundError struct {
 	Ref  string
 	Near []string // names in the store that look like it, best first
+	Err  error    // what the registry said; nil when the image was looked for in the store
 }
 
-func (e *NotFoundError) Error() string { return fmt.Sprintf("image %q not found", e.Ref) }
+func (e *NotFoundError) Error() string {
+	if e.Err != nil {
+		return fmt.Sprintf("image %q not found: %v", e.Ref, e.Err)
+	}
+	return fmt.Sprintf("image %q not found", e.Ref)
+}
+
 func (e *NotFoundError) Is(target error) bool {
 	return target == ErrNotFound || target == fs.ErrNotExist
 }
+func (e *NotFoundError) Unwrap() error { return e.Err }
 
 // PlatformError is an image that exists, but not for the platform asked for.
 type PlatformError struct {

@@ -218,16 +218,12 @@ func (im *importer) file(ctx context.Context, file *io.SectionReader) (*Image, e
 
 // rootFS imports a root file system, packed or not.
 func (im *importer) rootFS(ctx context.Context, r io.Reader) (*Image, error) {
-	end := &endMarker{}
-	root := part{name: "root file system", desc: v1.Descriptor{Size: -1}, tap: end}
+	root := part{name: "root file system", desc: v1.Descriptor{Size: -1}}
 	if file, ok := r.(*io.SectionReader); ok {
 		root.desc.Size = file.Size()
 	}
 	root.open = func(context.Context) (io.ReadCloser, error) { return io.NopCloser(r), nil }
 	return im.takeLoose(ctx, []part{root}, func(diffIDs []v1.Hash) ([]byte, error) {
-		if err := end.check(); err != nil {
-			return nil, err
-		}
 		config := v1.ConfigFile{
 			OS:           im.platform.OS,
 			Architecture: im.platform.Architecture,

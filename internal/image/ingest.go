@@ -30,8 +30,6 @@ type part struct {
 	diffID v1.Hash       // checked as well; none: not known
 	// open returns the blob, to be read once. The context ends its life.
 	open func(context.Context) (io.ReadCloser, error)
-	// tap gets the tar as well, once it is unpacked. It may be nil.
-	tap io.Writer
 }
 
 // staged is a layer that was read and checked, in files that have no final name yet.
@@ -117,21 +115,18 @@ func (in *intake) ingest(ctx context.Context, p part, unpack bool) (got staged, 
 	}
 	diffHash := blobHash // of a tar that is not packed
 	if unpack {
-		taps := []io.Writer{io.Discard}
-		if p.tap != nil {
-			taps = append(taps, p.tap)
-		}
+		var tarHash io.Writer = io.Discard
 		if compression != plain {
 			diffHash = sha256.New()
-			taps = append(taps, diffHash)
+			tarHash = diffHash
 		}
-		tar, err := openTar(packed, compression, io.MultiWriter(taps...))
+		tar, err := openTar(packed, compression, tarHash)
 		if err != nil {
 			return got, err
 		}
 		defer tar.Close()
 		defer cancel() // before the closing, which waits for readers that wait for data
-		if err := in.unpack(tar, &got); err != nil {
+		if err := in.unpack(tar, usable(p.diffID), &got); err != nil {
 			return got, err
 		}
 		in.tars.Store(sum(diffHash), got.tar)
@@ -164,11 +159,11 @@ func (in *intake) ingest(ctx context.Context, p part, unpack bool) (got staged, 
 	return got, nil
 }
 
-// openTar unpacks a blob ahead of its reader; tap gets the tar too.
-func openTar(packed io.Reader, c compression, tap io.Writer) (io.ReadCloser, error) {
+// openTar unpacks a blob ahead of its reader. The hash gets the tar too.
+func openTar(packed io.Reader, c compression, tarHash io.Writer) (io.ReadCloser, error) {
 	switch c {
 	case plain:
-		return io.NopCloser(io.TeeReader(packed, tap)), nil
+		return io.NopCloser(io.TeeReader(packed, tarHash)), nil
 	case gzipped, zstandard:
 	default:
 		return nil, fmt.Errorf("packed with %s, which layers are not", c)
@@ -177,7 +172,7 @@ func openTar(packed io.Reader, c compression, tap io.Writer) (io.ReadCloser, err
 	if err != nil {
 		return nil, err
 	}
-	return &unpackedTar{readAhead(io.TeeReader(unpacked, tap)), unpacked}, nil
+	return &unpackedTar{readAhead(io.TeeReader(unpacked, tarHash)), unpacked}, nil
 }
 
 type unpackedTar struct {
@@ -190,14 +185,14 @@ func (t *unpackedTar) Close() error {
 	return t.unpacked.Close()
 }
 
-// unpack makes the EROFS file of one layer.
-func (in *intake) unpack(tar io.Reader, got *staged) error {
+// unpack makes the EROFS file of one layer. A layer that is known by its diff id may lack the mark at a tar's end.
+func (in *intake) unpack(tar io.Reader, known bool, got *staged) error {
 	layer, err := in.create("layer-")
 	if err != nil {
 		return err
 	}
 	defer layer.Close() // what counts is the error of closeSynced, below
-	writer := disk.NewLayerWriter(layer, disk.LayerOptions{MaxBytes: in.maxBytes})
+	writer := disk.NewLayerWriter(layer, disk.LayerOptions{MaxBytes: in.maxBytes, AllowNoEnd: known})
 	if got.tar, err = in.addTar(writer, tar); err != nil {
 		return err
 	}
@@ -228,7 +223,7 @@ func (in *intake) merge(ctx context.Context, diffIDs []v1.Hash, blob func(v1.Has
 		return "", err
 	}
 	defer file.Close() // what counts is the error of closeSynced, below
-	writer := disk.NewLayerWriter(file, disk.LayerOptions{Base: true, MaxBytes: in.maxBytes})
+	writer := disk.NewLayerWriter(file, disk.LayerOptions{Base: true, MaxBytes: in.maxBytes, AllowNoEnd: true})
 	var tars int64
 	for i, id := range diffIDs {
 		in.report(Event{Layer: chain, State: Merging, Done: int64(i), Total: int64(len(diffIDs))})

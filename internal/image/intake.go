@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -19,8 +20,9 @@ import (
 // intake is the bringing in of one image.
 type intake struct {
 	*session
-	name     string // that it is to have
-	force    bool   // read again what is there already
+	name     string        // that it is to have
+	force    bool          // read again what is there already
+	pause    time.Duration // see registry
 	maxBytes int64
 	unpacked atomic.Int64 // bytes of all tars so far, and of the holes in their files
 	tars     sync.Map     // bytes of each tar that became a layer of its own, by diff id
@@ -31,7 +33,7 @@ func (w *session) intake(name string, maxBytes int64, progress Progress) *intake
 	if maxBytes <= 0 {
 		maxBytes = DefaultMaxBytes
 	}
-	return &intake{session: w, name: name, maxBytes: maxBytes, report: oneAtATime(progress)}
+	return &intake{session: w, name: name, pause: firstPause, maxBytes: maxBytes, report: oneAtATime(progress)}
 }
 
 func (in *intake) tooLarge() error {
