@@ -6,8 +6,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -52,11 +54,12 @@ func configureNetwork(p wire.Params) error {
 }
 
 func interfaceIndex(name string) (uint32, error) {
-	i, err := net.InterfaceByName(name)
+	text, err := os.ReadFile("/sys/class/net/" + name + "/ifindex")
 	if err != nil {
 		return 0, err
 	}
-	return uint32(i.Index), nil
+	index, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
+	return uint32(index), err
 }
 
 // rtnetlink speaks rtnetlink(7), one acknowledged request at a time. Its first

@@ -131,3 +131,24 @@ func (s *starter) reap() {
 		s.mu.Unlock()
 	}
 }
+
+// process is an agent.Process.
+type process struct {
+	starter *starter
+	pid     int
+	ended   chan struct{}
+	status  unix.WaitStatus // once ended
+}
+
+func (p *process) PID() int { return p.pid }
+
+func (p *process) Wait() (agent.ExitStatus, error) {
+	<-p.ended
+	return agent.StatusOf(syscall.WaitStatus(p.status)), nil
+}
+
+func (p *process) Signal(sig syscall.Signal) error {
+	p.starter.mu.Lock() // holds up the reaper
+	defer p.starter.mu.Unlock()
+	return agent.SignalGroup(p.pid, p.starter.processes[p.pid] != p, sig)
+}

@@ -128,7 +128,7 @@ func (h *hypervisor) start(ctx context.Context) error {
 	}
 	ends.link = h.link
 
-	line := h.command(ends)
+	line := h.invocation(ends)
 	cmd := exec.Command(h.path, line.args...)
 	cmd.ExtraFiles = line.files
 	cmd.Stdout, cmd.Stderr = theirOutput, theirOutput
@@ -244,6 +244,9 @@ func (h *hypervisor) DialVsock(ctx context.Context, port uint32) (net.Conn, erro
 	mux, err := h.channel(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if port == wire.PortAgent {
+		return mux.Open(port) // served for sure, so the request need not wait for the acceptance
 	}
 	return mux.Dial(ctx, port)
 }

@@ -22,24 +22,24 @@ type blockDevice struct {
 	scratch  bool // is thrown away with the machine: flushes to the host's disk are skipped
 }
 
-// command is a QEMU command line in the making together with the descriptors
+// invocation is a QEMU command line in the making together with the descriptors
 // that it names. Everything is handed over by descriptor: no path of the host
 // stands in it, and QEMU's seccomp sandbox is on from the start.
-type command struct {
+type invocation struct {
 	args  []string
 	files []*os.File // the child's descriptors, from firstExtraFD on
 }
 
-func (c *command) add(args ...string) { c.args = append(c.args, args...) }
+func (c *invocation) add(args ...string) { c.args = append(c.args, args...) }
 
 // fd hands f to the child and returns its number there.
-func (c *command) fd(f *os.File) int {
+func (c *invocation) fd(f *os.File) int {
 	c.files = append(c.files, f)
 	return firstExtraFD + len(c.files) - 1
 }
 
 // procFD is a path by which QEMU opens f.
-func (c *command) procFD(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", c.fd(f)) }
+func (c *invocation) procFD(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", c.fd(f)) }
 
 // channels are the child's ends of what connects it to us.
 type channels struct {
@@ -51,10 +51,10 @@ type channels struct {
 	monitor       *os.File // listening stream socket, a second QMP for a person; nil: none
 }
 
-// command writes the whole command line. What it must hold to, and why, is in
+// invocation writes the whole command line. What it must hold to, and why, is in
 // docs/how-it-works.md.
-func (h *hypervisor) command(ch channels) *command {
-	c := &command{}
+func (h *hypervisor) invocation(ch channels) *invocation {
+	c := &invocation{}
 	c.add("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
 		"-name", "matchlock-"+h.config.ID,
 		// ioapic2 gives 24 virtio-mmio slots in place of 8. There is no clock
@@ -96,14 +96,14 @@ func (h *hypervisor) command(ch channels) *command {
 // locally administered addresses.
 const guestMAC = "52:54:00:12:34:56"
 
-func (c *command) serialPort(id, name string, listener *os.File) {
+func (c *invocation) serialPort(id, name string, listener *os.File) {
 	c.add("-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", id, c.fd(listener)),
 		"-device", fmt.Sprintf("virtserialport,chardev=%s,name=%s", id, name))
 }
 
 // blockDevice adds disk i. The format is never probed: the file itself is the
 // disk. Locks are ours, for QEMU's do not hold on descriptors.
-func (c *command) blockDevice(i int, d blockDevice) {
+func (c *invocation) blockDevice(i int, d blockDevice) {
 	set := i + 1
 	readOnly, noFlush := "off", "off"
 	if d.readOnly {

@@ -1,0 +1,179 @@
+package qemu_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/matchlock/matchlock/internal/boot"
+	"github.com/matchlock/matchlock/internal/disk"
+	"github.com/matchlock/matchlock/internal/qemu"
+	"github.com/matchlock/matchlock/vm"
+)
+
+// needVM skips without MATCHLOCK_TEST_VM; with it, a VM that cannot be had is a
+// failure.
+func needVM(t testing.TB) {
+	t.Helper()
+	if os.Getenv("MATCHLOCK_TEST_VM") == "" {
+		t.Skip("boots VMs: set MATCHLOCK_TEST_VM=1 (make test does)")
+	}
+}
+
+// cacheDir is where kernels are kept between test runs.
+func cacheDir(t testing.TB) string {
+	dir := os.Getenv("MATCHLOCK_TEST_HOME")
+	if dir == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir = filepath.Join(cache, "matchlock-test")
+	}
+	dir = filepath.Join(dir, "home", "cache")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+var guestBinary = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "matchlock-guest-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "init")
+	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", path, "github.com/matchlock/matchlock/cmd/matchlock-guest")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return out, err
+	}
+	return os.ReadFile(path)
+})
+
+func newBackend(t testing.TB) *qemu.Backend {
+	t.Helper()
+	needVM(t)
+	guest, err := guestBinary()
+	if err != nil {
+		t.Fatalf("guest binary: %v\n%s", err, guest)
+	}
+	cache := cacheDir(t)
+	return qemu.New(qemu.Options{
+		CacheDir: cache,
+		RunDir:   t.TempDir(),
+		Boot: func(ctx context.Context, kernel string) (qemu.BootFiles, error) {
+			files, err := boot.Prepare(ctx, boot.Options{Kernel: kernel, CacheDir: cache, Guest: guest})
+			if err != nil {
+				return qemu.BootFiles{}, err
+			}
+			return qemu.BootFiles{Kernel: files.Kernel, Initramfs: files.Initramfs, HZ: files.HZ}, nil
+		},
+	})
+}
+
+// busyboxLayer makes a lower of Debian's static busybox.
+func busyboxLayer(t testing.TB) string {
+	t.Helper()
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatalf("%v (Debian package busybox-static)", err)
+	}
+	applets, err := exec.Command("/bin/busybox", "--list").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	add := func(h tar.Header, content []byte) {
+		h.Size = int64(len(content))
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(tar.Header{Name: "bin/busybox", Mode: 0o755, Typeflag: tar.TypeReg}, busybox)
+	for applet := range strings.FieldsSeq(string(applets)) {
+		if applet != "busybox" {
+			add(tar.Header{Name: "bin/" + applet, Linkname: "busybox", Typeflag: tar.TypeSymlink}, nil)
+		}
+	}
+	add(tar.Header{Name: "etc/passwd", Mode: 0o644, Typeflag: tar.TypeReg}, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"))
+	add(tar.Header{Name: "tmp", Mode: 0o1777, Typeflag: tar.TypeDir}, nil)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "busybox.erofs")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	layer := disk.NewLayerWriter(f, disk.LayerOptions{})
+	if err := layer.AddTar(&archive); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := layer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func overlayConfig(t testing.TB, id string) *vm.VMConfig {
+	t.Helper()
+	upper := filepath.Join(t.TempDir(), "upper.ext4")
+	if err := disk.CreateScratch(context.Background(), upper, 1<<30, cacheDir(t)); err != nil {
+		t.Fatal(err)
+	}
+	return &vm.VMConfig{
+		ID:             id,
+		OverlayEnabled: true, OverlayLowerPaths: []string{busyboxLayer(t)}, OverlayUpperPath: upper,
+		LogPath: filepath.Join(t.TempDir(), "console.log"),
+	}
+}
+
+func TestVMRunsACommand(t *testing.T) {
+	backend := newBackend(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	config := overlayConfig(t, "first")
+	began := time.Now()
+	m, err := backend.Create(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close(ctx)
+	t.Logf("created %v", time.Since(began))
+	if err := m.Start(ctx); err != nil {
+		log, _ := os.ReadFile(config.LogPath)
+		t.Fatalf("%v\nconsole:\n%s", err, log)
+	}
+	t.Logf("started %v", time.Since(began))
+	result, err := m.Exec(ctx, "echo hello; uname -a; id; cat /proc/mounts; ls -l /dev; cat /etc/hosts; cat /proc/self/status | grep -i cap; date", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("exec %v: %d\n%s%s", time.Since(began), result.ExitCode, result.Stdout, result.Stderr)
+	for range 5 {
+		at := time.Now()
+		if _, err := m.Exec(ctx, "true", nil); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("exec true %v", time.Since(at))
+	}
+	at := time.Now()
+	if err := m.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("stop %v", time.Since(at))
+}
