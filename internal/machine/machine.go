@@ -185,13 +185,45 @@ func (m *Machine) enter(ctx context.Context) (context.Context, func()) {
 	return ctx, func() { detach(); cancel(nil) }
 }
 
-// enterRunning is enter for calls that need the agent.
-func (m *Machine) enterRunning(ctx context.Context) (context.Context, func(), error) {
+// ask makes one call to the running guest.
+func ask[T any](ctx context.Context, m *Machine, call func(context.Context) (T, error)) (answer T, err error) {
 	if m.life.Err() != nil || !m.running.Load() {
-		return nil, nil, m.notRunning()
+		return answer, m.notRunning()
 	}
-	ctx, leave := m.enter(ctx)
-	return ctx, leave, nil
+	inner, leave := m.enter(ctx)
+	defer leave()
+	answer, err = call(inner)
+	return answer, m.explain(ctx, err)
+}
+
+// tell is ask for a call that answers nothing.
+func tell(ctx context.Context, m *Machine, call func(context.Context) error) error {
+	_, err := ask(ctx, m, func(ctx context.Context) (struct{}, error) { return struct{}{}, call(ctx) })
+	return err
+}
+
+// run is ask for a call that runs user code.
+func run[T any](ctx context.Context, m *Machine, call func(context.Context) (T, error)) (answer T, err error) {
+	return ask(ctx, m, func(ctx context.Context) (answer T, err error) {
+		if err := m.beginExec(ctx); err != nil {
+			return answer, err
+		}
+		defer m.execs.Add(-1)
+		return call(ctx)
+	})
+}
+
+// beginExec prepares for user code: from here on Boot is refused, and the
+// guest's clock is right. The caller counts m.execs down again at the end.
+func (m *Machine) beginExec(ctx context.Context) error {
+	m.mu.Lock()
+	m.executed = true
+	m.mu.Unlock()
+	if err := m.setClock(ctx); err != nil {
+		return err
+	}
+	m.execs.Add(1)
+	return nil
 }
 
 // notRunning says why there is no guest.
@@ -229,24 +261,25 @@ func (m *Machine) Boot(ctx context.Context, data *api.BootData) error {
 	if err := checkBootData(data); err != nil {
 		return err
 	}
-	inner, leave, err := m.enterRunning(ctx)
-	if err != nil {
-		return err
-	}
-	defer leave()
+	return tell(ctx, m, func(ctx context.Context) error {
+		if err := m.beginBoot(); err != nil {
+			return err
+		}
+		return m.control.Boot(ctx, data)
+	})
+}
+
+func (m *Machine) beginBoot() error {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	switch {
 	case m.booted:
-		err = errors.New("boot: called before")
+		return errors.New("boot: called before")
 	case m.executed:
-		err = errors.New("boot: user code has run")
+		return errors.New("boot: user code has run")
 	}
 	m.booted = true
-	m.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return m.explain(ctx, m.control.Boot(inner, data))
+	return nil
 }
 
 func checkBootData(data *api.BootData) error {
@@ -262,21 +295,6 @@ func checkBootData(data *api.BootData) error {
 	}
 	_, err := data.Confinement.CapabilitySet()
 	return errors.Join(append(errs, err)...)
-}
-
-// beginExec prepares for user code: from here on Boot is refused, and the
-// guest's clock is right.
-func (m *Machine) beginExec(ctx context.Context) (func(), error) {
-	m.mu.Lock()
-	m.executed = true
-	m.mu.Unlock()
-	m.execs.Add(1)
-	done := func() { m.execs.Add(-1) }
-	if err := m.setClock(ctx); err != nil {
-		done()
-		return nil, err
-	}
-	return done, nil
 }
 
 // setClock sets the guest's clock when that is due.
@@ -315,66 +333,76 @@ func (m *Machine) keepClock() {
 
 // Exec implements vm.Machine.
 func (m *Machine) Exec(ctx context.Context, command string, opts *api.ExecOptions) (*api.ExecResult, error) {
-	inner, leave, err := m.enterRunning(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	done, err := m.beginExec(inner)
-	if err != nil {
-		return nil, m.explain(ctx, err)
-	}
-	defer done()
-	result, err := m.client.Exec(inner, command, opts)
-	return result, m.explain(ctx, err)
+	return run(ctx, m, func(ctx context.Context) (*api.ExecResult, error) { return m.client.Exec(ctx, command, opts) })
 }
 
 // ExecInteractive implements vm.InteractiveMachine.
 func (m *Machine) ExecInteractive(ctx context.Context, command string, opts *api.ExecOptions, rows, cols uint16, stdin io.Reader, stdout io.Writer, resizeCh <-chan [2]uint16) (int, error) {
-	inner, leave, err := m.enterRunning(ctx)
-	if err != nil {
-		return -1, err
+	return run(ctx, m, func(ctx context.Context) (int, error) {
+		return m.client.ExecInteractive(ctx, command, opts, rows, cols, stdin, stdout, resizeCh)
+	})
+}
+
+// Session is a command that runs, for those who signal and resize it. Its Wait
+// must be called, once.
+type Session struct {
+	*agent.Session
+	machine *Machine
+	ctx     context.Context // the caller's
+	leave   func()
+}
+
+// Session starts a command and returns when it runs. ctx ends it, as it does for
+// Exec.
+func (m *Machine) Session(ctx context.Context, command agent.Command) (*Session, error) {
+	if m.life.Err() != nil || !m.running.Load() {
+		return nil, m.notRunning()
 	}
-	defer leave()
-	done, err := m.beginExec(inner)
-	if err != nil {
-		return -1, m.explain(ctx, err)
+	inner, leave := m.enter(ctx)
+	if err := m.beginExec(inner); err != nil {
+		leave()
+		return nil, m.explain(ctx, err)
 	}
-	defer done()
-	status, err := m.client.ExecInteractive(inner, command, opts, rows, cols, stdin, stdout, resizeCh)
-	return status, m.explain(ctx, err)
+	session, err := m.client.Start(inner, command)
+	if err != nil {
+		m.execs.Add(-1)
+		leave()
+		return nil, m.explain(ctx, err)
+	}
+	return &Session{session, m, ctx, leave}, nil
+}
+
+// Wait returns how the command ended, when its output has been written.
+func (s *Session) Wait() (agent.Exit, error) {
+	exit, err := s.Session.Wait()
+	s.machine.execs.Add(-1)
+	s.leave()
+	return exit, s.machine.explain(s.ctx, err)
 }
 
 // WriteFile implements vm.Machine.
 func (m *Machine) WriteFile(ctx context.Context, path string, content []byte, mode uint32) error {
-	inner, leave, err := m.enterRunning(ctx)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	return m.explain(ctx, m.client.WriteFile(inner, path, content, mode))
+	return tell(ctx, m, func(ctx context.Context) error { return m.client.WriteFile(ctx, path, content, mode) })
 }
 
 // ReadFile implements vm.Machine.
 func (m *Machine) ReadFile(ctx context.Context, path string) ([]byte, error) {
-	inner, leave, err := m.enterRunning(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	content, err := m.client.ReadFile(inner, path)
-	return content, m.explain(ctx, err)
+	return ask(ctx, m, func(ctx context.Context) ([]byte, error) { return m.client.ReadFile(ctx, path) })
 }
 
 // ListFiles implements vm.Machine.
 func (m *Machine) ListFiles(ctx context.Context, path string) ([]api.FileInfo, error) {
-	inner, leave, err := m.enterRunning(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	files, err := m.client.ListFiles(inner, path)
-	return files, m.explain(ctx, err)
+	return ask(ctx, m, func(ctx context.Context) ([]api.FileInfo, error) { return m.client.ListFiles(ctx, path) })
+}
+
+// Upload writes a file of any size, as WriteFile does.
+func (m *Machine) Upload(ctx context.Context, path string, mode uint32, content io.Reader) error {
+	return tell(ctx, m, func(ctx context.Context) error { return m.client.Upload(ctx, path, mode, content) })
+}
+
+// Download reads a regular file of any size.
+func (m *Machine) Download(ctx context.Context, path string, content io.Writer) (api.FileInfo, error) {
+	return ask(ctx, m, func(ctx context.Context) (api.FileInfo, error) { return m.client.Download(ctx, path, content) })
 }
 
 // PID implements vm.Machine.

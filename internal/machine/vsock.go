@@ -22,6 +22,7 @@ import (
 const (
 	vsockLineMax     = 64
 	vsockLineTimeout = 10 * time.Second
+	dialTimeout      = 10 * time.Second // a guest may never accept
 )
 
 // firstUserPort is the lowest port that callers may dial: those below are the
@@ -33,14 +34,11 @@ func (m *Machine) DialVsock(port uint32) (net.Conn, error) {
 	if port < firstUserPort {
 		return nil, fmt.Errorf("vsock port %d: reserved; a program on the guest's TCP port N is at %d+N", port, wire.PortForward)
 	}
-	ctx, leave, err := m.enterRunning(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+	defer cancel()
+	conn, err := ask(ctx, m, func(ctx context.Context) (net.Conn, error) { return m.hv.DialVsock(ctx, port) })
 	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	conn, err := m.hv.DialVsock(ctx, port)
-	if err != nil {
-		return nil, fmt.Errorf("vsock port %d: %w", port, m.explain(context.Background(), err))
+		return nil, fmt.Errorf("vsock port %d: %w", port, err)
 	}
 	return conn, nil
 }

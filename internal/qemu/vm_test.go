@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/boot"
 	"github.com/matchlock/matchlock/internal/disk"
 	"github.com/matchlock/matchlock/internal/qemu"
@@ -164,9 +165,9 @@ func TestVMRunsACommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("exec %v: %d\n%s%s", time.Since(began), result.ExitCode, result.Stdout, result.Stderr)
-	for range 5 {
+	for range 20 {
 		at := time.Now()
-		if _, err := m.Exec(ctx, "true", nil); err != nil {
+		if _, err := m.Exec(ctx, "", &api.ExecOptions{Args: []string{"/bin/true"}}); err != nil {
 			t.Fatal(err)
 		}
 		t.Logf("exec true %v", time.Since(at))
