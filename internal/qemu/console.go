@@ -76,7 +76,7 @@ func (c *console) lastLines() string {
 	defer c.mu.Unlock()
 	var lines []string
 	for line := range bytes.Lines(c.tail) {
-		if text := strings.TrimSpace(wire.Printable(string(line))); text != "" {
+		if text := wire.Printable(strings.TrimSpace(string(line))); text != "" {
 			lines = append(lines, text)
 		}
 	}

@@ -33,6 +33,7 @@ type hypervisor struct {
 	link              *os.File // the guest's end; nil: no network
 
 	startOnce sync.Once
+	monitor   string         // path of the socket for a person, once it is there
 	collects  sync.WaitGroup // of what the console and QEMU say
 
 	mu      sync.Mutex
@@ -125,6 +126,7 @@ func (h *hypervisor) start(ctx context.Context) error {
 		if ends.monitor, err = own(listenAt(h.config.SocketPath)); err != nil {
 			return fmt.Errorf("control socket: %w", err)
 		}
+		h.monitor = h.config.SocketPath
 	}
 	ends.link = h.link
 
@@ -315,8 +317,8 @@ func (h *hypervisor) Close() error {
 	if h.console != nil {
 		errs = append(errs, h.console.close())
 	}
-	if h.config.SocketPath != "" && process != nil {
-		os.Remove(h.config.SocketPath) // QEMU has most likely done so
+	if h.monitor != "" {
+		os.Remove(h.monitor)
 	}
 	if h.dir != "" {
 		errs = append(errs, os.RemoveAll(h.dir))
