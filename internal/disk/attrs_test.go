@@ -58,7 +58,7 @@ var attrEntries = []struct {
 		tar.Header{Name: "owners", Typeflag: tar.TypeReg, Mode: 0o600, Uid: 1<<32 - 2, Gid: 65536, ModTime: time.Date(2100, 1, 2, 3, 4, 5, 0, time.UTC)},
 		node{Mode: 0o100600, UID: 1<<32 - 2, GID: 65536, Mtime: 4102542245},
 	}, {
-		tar.Header{Name: "link", Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("x", 4095), Mode: 0o777, Uid: 5},
+		tar.Header{Name: "link", Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("x", 4095), Mode: 0o600, Uid: 5},
 		node{Mode: 0o120777, UID: 5, Size: 4095, Data: strings.Repeat("x", 4095)},
 	}, {
 		tar.Header{Name: "fifo", Typeflag: tar.TypeFifo, Mode: 0o622},
@@ -179,6 +179,10 @@ func dataTar(t testing.TB) (b []byte, want map[string]string) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	want = make(map[string]string)
+	folder := func(name string) {
+		writeEntry(t, w, &tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755, ModTime: time.Unix(1, 0)}, "")
+	}
+	folder("./")
 	for i, size := range sizes {
 		// Not zeros, and not alike.
 		data := strings.Repeat(fmt.Sprintf("%d:%d ", i, size), size)[:size]
@@ -199,12 +203,14 @@ func dataTar(t testing.TB) (b []byte, want map[string]string) {
 	}
 	// Folders whose lists are one block and more; of long names one block has 15.
 	for _, n := range []int{14, 15, 16, 30, 31} {
+		folder(fmt.Sprintf("folder-%d/", n))
 		for i := range n {
 			name := fmt.Sprintf("folder-%d/%0255d", n, i)
 			writeEntry(t, w, &tar.Header{Name: name, Typeflag: tar.TypeReg}, "")
 			want[name] = ""
 		}
 	}
+	folder("many/")
 	for i := range 3000 {
 		name := fmt.Sprintf("many/%d", i*7919%3000)
 		writeEntry(t, w, &tar.Header{Name: name, Typeflag: tar.TypeReg}, "")
@@ -273,10 +279,10 @@ func TestUUIDsDiffer(t *testing.T) {
 	}
 }
 
-// sparseTar has a file of 1 GiB with a few bytes, in the two ways GNU tar writes them.
-func sparseTar(t *testing.T) []byte {
+// sparseTar has a file of size bytes with five of them in the middle, as GNU tar writes it.
+func sparseTar(t *testing.T, size int64) []byte {
 	t.Helper()
-	const size, at = 1 << 30, 512 << 20
+	at := size / 2
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	// PAX, sparse format 1.0: the map comes first in the data, padded to 512 bytes.
@@ -326,12 +332,13 @@ func setType(header []byte, t byte) {
 }
 
 func TestSparseFiles(t *testing.T) {
-	f, info, err := layer(t, LayerOptions{}, sparseTar(t))
+	const size = 1 << 30
+	f, info, err := layer(t, LayerOptions{}, sparseTar(t, size))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.Unpacked != 1<<30 {
-		t.Errorf("unpacked %d, want %d", info.Unpacked, 1<<30)
+	if info.Unpacked != size {
+		t.Errorf("unpacked %d, want %d", info.Unpacked, size)
 	}
 	if n := blocks(t, f.Name()); n > 1<<20 {
 		t.Errorf("takes %d bytes on the disk", n)
@@ -340,10 +347,10 @@ func TestSparseFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b [7]byte
-	if _, err := f.ReadAt(b[:], blockSize+512<<20-1); err != nil || string(b[:]) != "\x00there\x00" {
+	if _, err := f.ReadAt(b[:], blockSize+size/2-1); err != nil || string(b[:]) != "\x00there\x00" {
 		t.Errorf("got %q, %v", b, err)
 	}
-	_, _, err = layer(t, LayerOptions{MaxBytes: 1<<30 - 1}, sparseTar(t))
+	_, _, err = layer(t, LayerOptions{MaxBytes: size - 1}, sparseTar(t, size))
 	if !errors.Is(err, ErrTooLarge) {
 		t.Errorf("got %v, want %v", err, ErrTooLarge)
 	}

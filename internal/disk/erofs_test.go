@@ -70,15 +70,16 @@ func (t tree) String() string {
 	return b.String()
 }
 
+// paths returns the paths, each folder before what is in it.
 func (t tree) paths() []string {
 	names := make([]string, 0, len(t))
 	for name := range t {
-		names = append(names, name)
+		names = append(names, strings.ReplaceAll(name, "/", "\x00"))
 	}
-	// Parents before children: by component.
-	slices.SortFunc(names, func(a, b string) int {
-		return slices.Compare(strings.Split(a, "/"), strings.Split(b, "/"))
-	})
+	slices.Sort(names)
+	for i, name := range names {
+		names[i] = strings.ReplaceAll(name, "\x00", "/")
+	}
 	return names
 }
 

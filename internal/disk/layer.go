@@ -449,9 +449,13 @@ func newAttrs(hdr *tar.Header, fileType uint16) (attrs, error) {
 	if hdr.Uid < 0 || hdr.Uid > maxID || hdr.Gid < 0 || hdr.Gid > maxID {
 		return attrs{}, fmt.Errorf("%w: owner %d:%d", ErrBadEntry, hdr.Uid, hdr.Gid)
 	}
+	mode := fileType | uint16(hdr.Mode&0o7777)
+	if fileType == modeSymlink {
+		mode = modeSymlink | 0o777 // Linux knows no other
+	}
 	x, err := encodeXattrs(hdr.PAXRecords, fileType)
 	return attrs{
-		mode:   fileType | uint16(hdr.Mode&0o7777),
+		mode:   mode,
 		uid:    uint32(hdr.Uid),
 		gid:    uint32(hdr.Gid),
 		mtime:  hdr.ModTime.Unix(),

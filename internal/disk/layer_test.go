@@ -194,6 +194,11 @@ var oneLayer = []struct {
 		upper: "d a opaque\nd b opaque\nf b/x 1",
 		base:  "d a\nd b\nf b/x 1",
 	}, {
+		name:  "whiteouts have nothing to hide in an opaque folder",
+		tar:   "f a/.wh.x\nf a/b/.wh.y\nf .wh.z\nf .wh.b\nf a/.wh..wh..opq\nd a/b",
+		upper: "d a opaque\nd a/b\nc b 0\nc z 0",
+		base:  "d a\nd a/b",
+	}, {
 		name:  "a whiteout spares its own layer, before or after",
 		tar:   "f a 1\nf .wh.a\nf .wh.b\nf b 2\nd c\nf .wh.c\nf .wh.d\nd d\nf .wh.e\nf e/x 3",
 		upper: "f a 1\nf b 2\nd c opaque\nd d opaque\nd e opaque\nf e/x 3",
@@ -261,7 +266,7 @@ var stacks = []struct {
 		[]string{"f a 1", "f b 2", "f c/d 3"},
 		"f a 1\nf b 2\nd c\nf c/d 3",
 	}, {
-		"the higher file wins, links keep the lower",
+		"the higher file wins and links keep the lower",
 		[]string{"f a 1\nh b a", "f a 2"},
 		"f a 2\nf b 1",
 	}, {
@@ -273,9 +278,9 @@ var stacks = []struct {
 		[]string{"f a/x 1\nf a/y 1\nf b/c/d 1\nl s a", "d a\nf a/.wh.x\nf .wh.b\nf .wh.s\nf .wh.nothing"},
 		"d a\nf a/y 1",
 	}, {
-		"a whiteout in a folder that is not there",
-		[]string{"f a 1", "d b\nf b/.wh.x\nd b/c\nf b/c/.wh.y"},
-		"f a 1\nd b\nd b/c",
+		"whiteouts in an opaque folder",
+		[]string{"f a/x 1\nf a/b/x 1", "d a\nf a/.wh..wh..opq\nf a/.wh.x\nf a/b/.wh.x\nf a/b/y 2"},
+		"d a\nd a/b\nf a/b/y 2",
 	}, {
 		"gone and back",
 		[]string{"f a/x 1", "f .wh.a", "f a/y 3"},
@@ -293,7 +298,7 @@ var stacks = []struct {
 		[]string{"f a/x 1\nf a/b/y 1", "d a\nf a/z 2\nf .wh.a"},
 		"d a\nf a/z 2",
 	}, {
-		"a file in place of a folder, then a folder again",
+		"a file in place of a folder and a folder again",
 		[]string{"f a/x 1", "f a 2", "d a\nf a/y 3"},
 		"d a\nf a/y 3",
 	}, {
@@ -331,6 +336,15 @@ func TestMergedLayers(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// Whiteouts in a folder that no lower layer has hide nothing. (It would not do as one of the stacks: overlayfs lists their names, as it
+// does not look into a folder that it has nothing to merge with. No tool that compares two trees makes such a layer.)
+func TestWhiteoutInNewFolder(t *testing.T) {
+	got, _ := mustRead(t, LayerOptions{Base: true}, parseTar(t, "f a 1"), parseTar(t, "d b\nf b/.wh.x\nd b/c\nf b/c/.wh.y\nf d/.wh.z"))
+	if want := "f a 1\nd b\nd b/c\n"; got.String() != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

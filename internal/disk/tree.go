@@ -23,9 +23,10 @@ type folder struct {
 	filled uint16 // the last tar with an entry for or below it
 
 	// Filled in at Close.
-	list []dirent // sorted; kids is gone then
-	node inode
-	nid  uint64
+	hidden bool     // no lower layer shows in it: it is opaque or in a folder that is
+	list   []dirent // sorted; kids is gone then
+	node   inode
+	nid    uint64
 }
 
 // dirent is an entry and its name.
@@ -236,9 +237,14 @@ func (w *LayerWriter) listFolders() (folders []*folder, inodes int) {
 	folders = []*folder{w.root}
 	for i := 0; i < len(folders); i++ {
 		f := folders[i]
+		f.hidden = f != w.root && (f.opaque || f.parent.hidden)
 		f.list = make([]dirent, 0, len(f.kids)+2)
 		subfolders := uint32(0)
 		for name, kid := range f.kids {
+			if kid.folder == nil && kid.nid == w.whiteoutNID && f.hidden {
+				w.drop(kid) // has nothing to hide, and overlayfs would list its name
+				continue
+			}
 			f.list = append(f.list, dirent{name, kid})
 			if kid.folder == nil {
 				inodes++
