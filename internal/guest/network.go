@@ -35,6 +35,10 @@ func configureNetwork(p wire.Params) error {
 		rt.addUnreachable(loopback)
 		return rt.err
 	}
+	// Not served, so not offered: a second way out must not open by itself.
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	if err := loadModules("/modules/later"); err != nil {
 		return err
 	}
