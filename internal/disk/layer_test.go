@@ -306,6 +306,14 @@ var stacks = []struct {
 		[]string{"f a/x 1", "f a 2\nd a\nf a/y 2"},
 		"d a\nf a/y 2",
 	}, {
+		"many in one folder",
+		[]string{
+			"f a/1 1\nf a/2 1\nf a/3 1\nf a/4 1\nf a/5 1\nf a/6 1\nf a/7 1\nf a/8 1\nf a/9 1\nf a/10 1",
+			"d a\nf a/.wh.3\nf a/.wh.8\nf a/9 2",
+			"d a\nf a/.wh.9\nf a/3 3",
+		},
+		"d a\nf a/1 1\nf a/10 1\nf a/2 1\nf a/3 3\nf a/4 1\nf a/5 1\nf a/6 1\nf a/7 1",
+	}, {
 		"an entry below a lower symlink",
 		[]string{"d usr/lib\nl lib usr/lib", "d lib\nf lib/x 2"},
 		"d lib\nf lib/x 2\nd usr\nd usr/lib",

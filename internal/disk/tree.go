@@ -15,24 +15,14 @@ const (
 // folder is a folder of the layer being written. Folders are kept until Close, as their content may always change; of everything else
 // only the name and the inode's number are.
 type folder struct {
-	attrs
+	inode  // but for its attrs filled in at Close
 	parent *folder
-	kids   map[string]entry
-	opaque bool   // hides what lower layers have in it
+	kids   kids
+	nid    uint64
 	named  uint16 // the last tar with an entry for the folder itself
 	filled uint16 // the last tar with an entry for or below it
-
-	// Filled in at Close.
-	hidden bool     // no lower layer shows in it: it is opaque or in a folder that is
-	list   []dirent // sorted; kids is gone then
-	node   inode
-	nid    uint64
-}
-
-// dirent is an entry and its name.
-type dirent struct {
-	name string
-	entry
+	opaque bool   // hides what lower layers have in it
+	hidden bool   // at Close: no lower layer shows in it, for it is opaque or in a folder that is
 }
 
 // entry is what a name in a folder stands for.
@@ -41,6 +31,66 @@ type entry struct {
 	nid    uint64  // the number of an inode, already written,
 	mode   uint16  // with its mode (0 where there is nothing);
 	tar    uint16  // and the tar that put it here
+}
+
+// dirent is an entry and its name.
+type dirent struct {
+	name string
+	entry
+}
+
+// kids are the entries of a folder. Most folders have few, some have thousands.
+type kids struct {
+	few  []dirent
+	many map[string]entry // once few are more than maxFew
+}
+
+const maxFew = 8
+
+func (k *kids) get(name string) entry {
+	for _, d := range k.few {
+		if d.name == name {
+			return d.entry
+		}
+	}
+	return k.many[name]
+}
+
+func (k *kids) put(name string, e entry) {
+	for i := range k.few {
+		if k.few[i].name == name {
+			k.few[i].entry = e
+			return
+		}
+	}
+	name = strings.Clone(name) // a part of the whole path, which would be kept
+	switch {
+	case k.many != nil:
+		k.many[name] = e
+	case len(k.few) < maxFew:
+		k.few = append(k.few, dirent{name, e})
+	default:
+		k.many = map[string]entry{name: e}
+		for _, d := range k.few {
+			k.many[d.name] = d.entry
+		}
+		k.few = nil
+	}
+}
+
+func (k *kids) remove(name string) {
+	delete(k.many, name)
+	k.few = slices.DeleteFunc(k.few, func(d dirent) bool { return d.name == name })
+}
+
+// list returns the entries in any order.
+func (k *kids) list() []dirent {
+	list := make([]dirent, 0, len(k.few)+len(k.many)+2) // and the two a folder adds
+	list = append(list, k.few...)
+	for name, e := range k.many {
+		list = append(list, dirent{name, e})
+	}
+	return list
 }
 
 // splitPath returns the components of a name in a tar. A leading slash, ".", and empty components are dropped and ".." is resolved, by the
@@ -82,18 +132,16 @@ func (w *LayerWriter) find(path []string) (e entry, ok bool) {
 		if e.folder == nil {
 			return entry{}, false
 		}
-		if e, ok = e.folder.kids[name]; !ok {
-			return entry{}, false
-		}
+		e = e.folder.kids.get(name)
 	}
-	return e, e.folder != nil || e.nid != w.whiteoutNID
+	return e, e.folder != nil || e.mode != 0 && e.nid != w.whiteoutNID
 }
 
 // makeFolder returns the folder at the path and makes what is missing, which counts as entries do.
 func (w *LayerWriter) makeFolder(path []string) (*folder, error) {
 	f := w.root
 	for _, name := range path {
-		if f.kids[name].folder == nil {
+		if f.kids.get(name).folder == nil {
 			if err := w.count(); err != nil {
 				return nil, err
 			}
@@ -106,11 +154,11 @@ func (w *LayerWriter) makeFolder(path []string) (*folder, error) {
 // subfolder returns the folder of that name in f. If there is none it is made, and what is in its way gone: so it would look through an
 // overlayfs that has the folder in a higher layer.
 func (w *LayerWriter) subfolder(f *folder, name string) *folder {
-	sub := f.kids[name].folder
+	kid := f.kids.get(name)
+	sub := kid.folder
 	if sub == nil {
 		// What is in its way already hid any folder of that name in lower layers.
-		_, replaces := f.kids[name]
-		sub = &folder{attrs: impliedAttrs, parent: f, opaque: replaces}
+		sub = &folder{inode: inode{attrs: impliedAttrs}, parent: f, opaque: kid.mode != 0}
 		w.put(f, name, entry{folder: sub})
 	}
 	sub.filled = w.tar
@@ -122,19 +170,16 @@ var impliedAttrs = attrs{mode: modeFolder | 0o755}
 
 // put gives the name to e, and takes it from what had it.
 func (w *LayerWriter) put(f *folder, name string, e entry) {
-	w.drop(f.kids[name])
-	if f.kids == nil {
-		f.kids = make(map[string]entry)
-	}
+	w.drop(f.kids.get(name))
 	e.tar = w.tar
-	f.kids[strings.Clone(name)] = e // a part of the whole path, which would be kept
+	f.kids.put(name, e)
 }
 
 // drop forgets an entry that has lost its name. Its data stays in the image, out of reach.
 func (w *LayerWriter) drop(e entry) {
 	if e.folder != nil {
-		for _, kid := range e.folder.kids {
-			w.drop(kid)
+		for _, kid := range e.folder.kids.list() {
+			w.drop(kid.entry)
 		}
 		w.folderXattrs -= len(e.folder.xattrs)
 	} else if n := w.links[e.nid]; n > 1 {
@@ -146,14 +191,14 @@ func (w *LayerWriter) drop(e entry) {
 
 // hideLower removes from the folder what tars before the running one put there.
 func (w *LayerWriter) hideLower(f *folder) {
-	for name := range f.kids {
-		w.hideLowerEntry(f, name)
+	for _, kid := range f.kids.list() {
+		w.hideLowerEntry(f, kid.name)
 	}
 }
 
 // hideLowerEntry removes the entry if an earlier tar put it there; of a folder that the running tar has too, what earlier ones said of it.
 func (w *LayerWriter) hideLowerEntry(f *folder, name string) {
-	kid := f.kids[name]
+	kid := f.kids.get(name)
 	switch {
 	case kid.folder != nil && kid.folder.filled == w.tar:
 		if kid.folder.named != w.tar {
@@ -163,7 +208,7 @@ func (w *LayerWriter) hideLowerEntry(f *folder, name string) {
 		w.hideLower(kid.folder)
 	case kid.tar != w.tar:
 		w.drop(kid)
-		delete(f.kids, name)
+		f.kids.remove(name)
 	}
 }
 
@@ -171,17 +216,12 @@ func (w *LayerWriter) hideLowerEntry(f *folder, name string) {
 // all places are chosen first: whole blocks for what large folders list, then an area of all their inodes, small lists beside them.
 func (w *LayerWriter) writeTree() error {
 	folders, inodes := w.listFolders()
-	for _, f := range folders[1:] {
-		if f.named == 0 {
-			w.info.Implied++
-		}
-	}
 	base, blocks := w.fs.end, int64(0)
 	offset := int64(0) // within the area
 	for _, f := range folders {
-		if !f.node.inline {
-			f.node.block = uint32(base/blockSize + blocks)
-			blocks += (f.node.size + blockSize - 1) / blockSize
+		if !f.inline {
+			f.block = uint32(base/blockSize + blocks)
+			blocks += (f.size + blockSize - 1) / blockSize
 		}
 		if f == w.root {
 			continue
@@ -203,10 +243,10 @@ func (w *LayerWriter) writeTree() error {
 
 	buf := make([]byte, 0, blockSize)
 	for _, f := range folders {
-		if f.node.inline {
+		if f.inline {
 			continue
 		}
-		for list := f.list; len(list) > 0; {
+		for list := f.list(); len(list) > 0; {
 			n, _ := fitDirents(list)
 			if err := w.fs.append(appendDirents(buf, list[:n])); err != nil {
 				return err
@@ -231,52 +271,48 @@ func (w *LayerWriter) writeTree() error {
 	return w.fs.finish(w.root.encode(), inodes)
 }
 
-// listFolders returns all folders, the root first and those of one folder side by side, with their lists sorted and their inodes complete
-// but for the place of their data. It counts all inodes of the image.
+// listFolders returns all folders, the root first and those of one folder side by side, their inodes complete but for the place of their
+// data. It counts all inodes of the image.
 func (w *LayerWriter) listFolders() (folders []*folder, inodes int) {
 	folders = []*folder{w.root}
 	for i := 0; i < len(folders); i++ {
 		f := folders[i]
-		f.hidden = f != w.root && (f.opaque || f.parent.hidden)
-		f.list = make([]dirent, 0, len(f.kids)+2)
-		subfolders := uint32(0)
-		for name, kid := range f.kids {
-			if kid.folder == nil && kid.nid == w.whiteoutNID && f.hidden {
-				w.drop(kid) // has nothing to hide, and overlayfs would list its name
-				continue
+		if f != w.root {
+			f.hidden = f.opaque || f.parent.hidden
+			if f.opaque && !w.opts.Base {
+				f.xattrs = appendXattr(f.xattrs, "trusted.overlay.opaque", "y")
 			}
-			f.list = append(f.list, dirent{name, kid})
-			if kid.folder == nil {
-				inodes++
-			} else {
-				subfolders++
+			if f.named == 0 {
+				w.info.Implied++
 			}
 		}
-		f.kids = nil
-		f.list = append(f.list, dirent{".", entry{folder: f}}, dirent{"..", entry{folder: f.parent}})
-		slices.SortFunc(f.list, func(a, b dirent) int { return strings.Compare(a.name, b.name) })
-		for _, kid := range f.list {
-			if kid.folder != nil && kid.name != "." && kid.name != ".." {
+		if f.hidden {
+			w.dropWhiteouts(f)
+		}
+		list := f.list()
+		for _, kid := range list {
+			switch {
+			case kid.folder == nil:
+				inodes++
+			case kid.name == "." || kid.name == "..":
+				f.nlink++
+			default:
+				f.nlink++
 				folders = append(folders, kid.folder)
 			}
 		}
-
-		f.node = inode{attrs: f.attrs, nlink: 2 + subfolders}
-		if f.opaque && f != w.root && !w.opts.Base {
-			f.node.xattrs = appendXattr(f.xattrs, "trusted.overlay.opaque", "y")
+		for len(list) > 0 {
+			n, size := fitDirents(list)
+			if list = list[n:]; len(list) > 0 {
+				size = blockSize
+			}
+			f.size += int64(size)
 		}
 		room := blockSize
 		if f == w.root {
 			room = rootRoom
 		}
-		for list := f.list; len(list) > 0; {
-			n, size := fitDirents(list)
-			if list = list[n:]; len(list) > 0 {
-				size = blockSize
-			}
-			f.node.size += int64(size)
-		}
-		f.node.inline = f.node.len()+int(f.node.size) <= room
+		f.inline = f.len()+int(f.size) <= room
 	}
 	for _, names := range w.links {
 		inodes -= int(names) - 1
@@ -284,20 +320,37 @@ func (w *LayerWriter) listFolders() (folders []*folder, inodes int) {
 	return folders, inodes + len(folders)
 }
 
+// dropWhiteouts drops what has nothing to hide; overlayfs would list the names.
+func (w *LayerWriter) dropWhiteouts(f *folder) {
+	for _, kid := range f.kids.list() {
+		if kid.folder == nil && kid.nid == w.whiteoutNID {
+			w.drop(kid.entry)
+			f.kids.remove(kid.name)
+		}
+	}
+}
+
+// list returns the entries as the folder has them: sorted, "." and ".." among them.
+func (f *folder) list() []dirent {
+	list := append(f.kids.list(), dirent{".", entry{folder: f}}, dirent{"..", entry{folder: f.parent}})
+	slices.SortFunc(list, func(a, b dirent) int { return strings.Compare(a.name, b.name) })
+	return list
+}
+
 // slot is the space for the inode and what is beside it.
 func (f *folder) slot() int {
-	if f.node.inline {
-		return f.node.len() + int(f.node.size)
+	if f.inline {
+		return f.len() + int(f.size)
 	}
-	return f.node.len()
+	return f.len()
 }
 
 // encode returns the inode and what is beside it.
 func (f *folder) encode() []byte {
-	b := make([]byte, f.node.len(), f.slot())
-	f.node.put(b, f.nid)
-	if f.node.inline {
-		b = append(b, appendDirents(nil, f.list)...)
+	b := make([]byte, f.len(), f.slot())
+	f.put(b, f.nid)
+	if f.inline {
+		b = append(b, appendDirents(nil, f.list())...)
 	}
 	return b
 }
