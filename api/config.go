@@ -155,6 +155,9 @@ func (c *Config) validateCommand(v *faults) {
 	if p := c.Pull; p != "" && p != PullMissing && p != PullAlways && p != PullNever {
 		v.add("pull policy %q: neither missing, always nor never", p)
 	}
+	if arch := strings.TrimPrefix(c.Platform, "linux/"); c.Platform != "" && !strings.HasPrefix(arch+"/", runtime.GOARCH+"/") {
+		v.add("platform %q: this host runs linux/%s", c.Platform, runtime.GOARCH)
+	}
 	for _, key := range sortedKeys(c.Env) {
 		if key == "" || strings.ContainsAny(key, "=\x00") || strings.ContainsRune(c.Env[key], 0) {
 			v.add("environment variable %q: a name without '=' is wanted, and no NUL", key)

@@ -13,7 +13,7 @@ import (
 
 // full has every field set.
 var full = Config{
-	Image: "debian:12", Pull: PullNever, Platform: "linux/amd64",
+	Image: "debian:12", Pull: PullNever, Platform: "linux/" + runtime.GOARCH,
 	Entrypoint: []string{}, Command: []string{"sh", "-c", "echo"}, Env: map[string]string{"A": "b=c"},
 	User: "1000:staff", WorkDir: "/work", Timeout: 90 * time.Second,
 	CPUs: 0.5, Memory: 1 << 30, DiskSize: 10 << 30,
@@ -41,6 +41,8 @@ func TestConfigValidate(t *testing.T) {
 	}{
 		{"no image", func(c *Config) { c.Image = "" }, "image: none given"},
 		{"pull policy", func(c *Config) { c.Pull = "sometimes" }, `pull policy "sometimes"`},
+		{"platform", func(c *Config) { c.Platform = "linux/mips" }, `platform "linux/mips": this host runs linux/`},
+		{"platform of another system", func(c *Config) { c.Platform = "windows/amd64" }, `platform "windows/amd64"`},
 		{"environment name", func(c *Config) { c.Env = map[string]string{"A=B": ""} }, `environment variable "A=B"`},
 		{"environment value", func(c *Config) { c.Env = map[string]string{"A": "\x00"} }, `environment variable "A"`},
 		{"NUL in the command", func(c *Config) { c.Command = []string{"a\x00b"} }, "NUL in an argument"},

@@ -76,6 +76,9 @@ func (h Home) Open() error {
 // Images is the folder of the image store.
 func (h Home) Images() string { return filepath.Join(h.Data, "images") }
 
+// Disks is the folder of the prepared empty disks.
+func (h Home) Disks() string { return filepath.Join(h.Cache, "disks") }
+
 // Sandboxes is the folder of the sandboxes' folders.
 func (h Home) Sandboxes() string { return filepath.Join(h.State, "sandboxes") }
 

@@ -1,0 +1,328 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/agent"
+	"github.com/matchlock/matchlock/internal/machine"
+	"github.com/matchlock/matchlock/vm"
+)
+
+// Cmd is a command of a sandbox, in preparation, running or ended, shaped like
+// os/exec's. The exported fields are read by Start and not after; Signal and
+// Resize may be called by several goroutines at once. A Cmd runs once.
+type Cmd struct {
+	// Args is the argument vector. Args[0] is looked up in the guest's PATH unless
+	// it has a slash. No shell has a part in it.
+	Args []string
+	// Dir is an absolute path of the guest, made when missing. Empty: the sandbox's
+	// working directory.
+	Dir string
+	// Env has entries of the form "key=value", laid over the sandbox's environment;
+	// of two with one key the last counts.
+	Env []string
+	// User is name, uid, uid:gid or name:group. Empty: the sandbox's user.
+	User string
+
+	// Stdin is the command's input; nil is an empty one. When the command ends, a
+	// Read that still waits is not waited for, and what it brings is lost.
+	Stdin io.Reader
+	// Stdout and Stderr take the output as it comes, from one goroutine; nil drops
+	// it. The same writer for both keeps the order of what is written.
+	Stdout, Stderr io.Writer
+
+	// Tty gives the command a terminal: its input is typed, all output is Stdout,
+	// the end of Stdin is ^D.
+	Tty bool
+
+	sandbox    *Sandbox
+	ctx        context.Context
+	timeout    time.Duration
+	rows, cols uint16 // of the terminal
+
+	session  *machine.Session
+	release  func()      // what watches over the session
+	expired  atomic.Bool // the timeout has
+	stdinErr chan error  // of copying Stdin; has one value at its end
+}
+
+// defaultRows and defaultCols are a terminal's size where nobody sets one.
+const (
+	defaultRows = 24
+	defaultCols = 80
+)
+
+// Command returns a command that runs in the sandbox. When ctx ends while it
+// runs, its process group gets SIGTERM and 2 s later SIGKILL, and Wait returns
+// ctx's error.
+func (s *Sandbox) Command(ctx context.Context, name string, args ...string) *Cmd {
+	return &Cmd{Args: append([]string{name}, args...), sandbox: s, ctx: ctx, rows: defaultRows, cols: defaultCols}
+}
+
+// Main returns the first command, as the configuration and the image say it;
+// one that nobody names fails at Start with ErrNoCommand. Config.Timeout, as far
+// as there is one, runs from its start: then it is sent the image's stop signal,
+// 2 s later killed, and Wait returns ErrTimeout.
+func (s *Sandbox) Main(ctx context.Context) *Cmd {
+	c := s.Command(ctx, "")
+	c.Args = s.process.argv
+	c.timeout = s.config.Timeout
+	return c
+}
+
+// Start starts the command and returns when it runs. That the guest has no such
+// program, or may not run it, is an *ExitError with a shell's status for it, 127
+// or 126.
+func (c *Cmd) Start() error {
+	if c.session != nil {
+		return errors.New("exec: already started")
+	}
+	if len(c.Args) == 0 {
+		return noCommand(c.sandbox.config.Image)
+	}
+	cmd := agent.Command{
+		Args:   c.Args,
+		Dir:    orDefault(c.Dir, c.sandbox.process.dir),
+		User:   orDefault(c.User, c.sandbox.process.user),
+		Stdin:  c.Stdin != nil,
+		Stdout: c.Stdout,
+		Stderr: c.Stderr,
+		TTY:    c.Tty,
+		Rows:   c.rows,
+		Cols:   c.cols,
+	}
+	var err error
+	if cmd.Env, err = envMap(c.Env); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(c.ctx)
+	session, err := c.sandbox.machine.Session(ctx, cmd)
+	if err != nil {
+		cancel(nil)
+		return notStarted(err)
+	}
+	c.session = session
+	c.release = func() { cancel(nil) }
+	if c.timeout > 0 {
+		go c.watchTimeout(ctx, cancel)
+	}
+	c.stdinErr = make(chan error, 1)
+	if c.Stdin == nil {
+		c.stdinErr <- nil
+		return nil
+	}
+	go func() {
+		c.stdinErr <- copyInput(session, c.Stdin)
+		session.CloseWrite() // fails only when the command is gone
+	}()
+	return nil
+}
+
+func orDefault(value, fallback string) string {
+	if value != "" {
+		return value
+	}
+	return fallback
+}
+
+func envMap(pairs []string) (map[string]string, error) {
+	env := make(map[string]string, len(pairs))
+	for _, pair := range pairs {
+		key, value, ok := strings.Cut(pair, "=")
+		if !ok {
+			return nil, fmt.Errorf("environment %q: want KEY=VALUE", pair)
+		}
+		env[key] = value
+	}
+	return env, nil
+}
+
+// notStarted gives the reasons that a shell has a status for that status.
+func notStarted(err error) error {
+	switch {
+	case errors.Is(err, agent.ErrCommandNotFound):
+		return &ExitError{Code: 127, Err: err}
+	case errors.Is(err, agent.ErrNotExecutable):
+		return &ExitError{Code: 126, Err: err}
+	}
+	return err
+}
+
+// stopGrace lies between the stop signal and the end of a command that has used
+// up its time.
+const stopGrace = 2 * time.Second
+
+// watchTimeout ends the command when its time has run out, by end if need be.
+// It returns when ctx does.
+func (c *Cmd) watchTimeout(ctx context.Context, end context.CancelCauseFunc) {
+	timer := time.NewTimer(c.timeout)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return
+	case <-timer.C:
+	}
+	c.expired.Store(true)
+	c.session.Signal(c.sandbox.process.stopSignal) // what does not arrive, end makes up for
+	timer.Reset(stopGrace)
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+		end(ErrTimeout)
+	}
+}
+
+// copyInput returns the reader's error; that the command takes no more is none.
+func copyInput(to io.Writer, from io.Reader) error {
+	_, err := io.Copy(to, readerOnly{from})
+	if errors.Is(err, io.ErrClosedPipe) {
+		return nil
+	}
+	return err
+}
+
+type readerOnly struct{ io.Reader }
+
+// Wait returns when the command has ended and its output is written. A status
+// other than 0 is an *ExitError; any other error means that it is not known how
+// the command ended, or is that of Stdin, Stdout or Stderr.
+func (c *Cmd) Wait() error {
+	if c.session == nil {
+		return errors.New("exec: not started")
+	}
+	exit, err := c.session.Wait()
+	c.release()
+	if c.expired.Load() {
+		return fmt.Errorf("%w after %v", ErrTimeout, c.timeout)
+	}
+	if exit.Code != 0 {
+		return &ExitError{Code: exit.Code, Signal: exit.Signal}
+	}
+	if err != nil {
+		return err
+	}
+	select {
+	case err = <-c.stdinErr:
+	default:
+	}
+	return err
+}
+
+// Run starts the command and waits for it.
+func (c *Cmd) Run() error {
+	if err := c.Start(); err != nil {
+		return err
+	}
+	return c.Wait()
+}
+
+// Output runs the command and returns its standard output, at most
+// api.MaxCollected bytes. An *ExitError has the end of the standard error if
+// Stderr was nil.
+func (c *Cmd) Output() ([]byte, error) {
+	var stdout, stderr collector
+	if c.Stdout != nil {
+		return nil, errors.New("exec: Stdout already set")
+	}
+	c.Stdout = &stdout
+	captured := c.Stderr == nil
+	if captured {
+		c.Stderr = &stderr
+	}
+	err := c.Run()
+	if exit, ok := errors.AsType[*ExitError](err); ok && captured {
+		text := stderr.Bytes()
+		exit.Stderr = text[max(0, len(text)-maxExitStderr):]
+	}
+	return stdout.Bytes(), stdout.orError(err)
+}
+
+// CombinedOutput runs the command and returns its standard output and standard
+// error, at most api.MaxCollected bytes.
+func (c *Cmd) CombinedOutput() ([]byte, error) {
+	if c.Stdout != nil || c.Stderr != nil {
+		return nil, errors.New("exec: Stdout or Stderr already set")
+	}
+	var both collector
+	c.Stdout, c.Stderr = &both, &both
+	err := c.Run()
+	return both.Bytes(), both.orError(err)
+}
+
+// collector holds at most api.MaxCollected bytes; what writes more is killed.
+type collector struct {
+	bytes.Buffer
+	over error
+}
+
+func (b *collector) Write(p []byte) (int, error) {
+	if b.Len()+len(p) > api.MaxCollected {
+		b.over = fmt.Errorf("output of more than %s: %w", api.FormatSize(api.MaxCollected), vm.ErrTooLarge)
+		return 0, agent.ErrTooLarge // has the guest kill it
+	}
+	return b.Buffer.Write(p)
+}
+
+// orError says why the command was killed, if that was our doing.
+func (b *collector) orError(err error) error {
+	if b.over != nil {
+		return b.over
+	}
+	return err
+}
+
+// Signal sends a signal to the command's process group.
+func (c *Cmd) Signal(sig syscall.Signal) error {
+	number, err := linuxSignal(sig)
+	if err != nil {
+		return err
+	}
+	if c.session == nil {
+		return errors.New("exec: not started")
+	}
+	return c.session.Signal(number)
+}
+
+// Resize sets the size of the command's terminal, before Start or while it runs.
+func (c *Cmd) Resize(rows, cols uint16) error {
+	if c.session == nil {
+		c.rows, c.cols = rows, cols
+		return nil
+	}
+	return c.session.Resize(rows, cols)
+}
+
+// maxExitStderr is how much of the standard error an ExitError holds.
+const maxExitStderr = 32 << 10
+
+// ExitError is a command that did not succeed.
+type ExitError struct {
+	Code   int    // its exit status, 128+Signal, or 126 or 127 if it was not started
+	Signal int    // Linux's number of the signal that ended it, or 0
+	Stderr []byte // see Cmd.Output
+	Err    error  // why it was not started, or nil
+}
+
+func (e *ExitError) Error() string {
+	switch {
+	case e.Err != nil:
+		return e.Err.Error()
+	case e.Signal != 0:
+		return fmt.Sprintf("ended by signal %d", e.Signal)
+	}
+	return fmt.Sprintf("exit status %d", e.Code)
+}
+
+func (e *ExitError) Unwrap() error { return e.Err }
+
+// ExitCode is Code, as os/exec's ExitError has it.
+func (e *ExitError) ExitCode() int { return e.Code }

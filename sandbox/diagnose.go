@@ -1,0 +1,186 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/boot"
+	"github.com/matchlock/matchlock/internal/disk"
+	"github.com/matchlock/matchlock/internal/qemu"
+	"github.com/matchlock/matchlock/internal/state"
+	"github.com/matchlock/matchlock/internal/wire"
+)
+
+// Status is what a finding means.
+type Status string
+
+// The statuses. Sandboxes run where nothing is Fail.
+const (
+	OK   Status = "ok"
+	Warn Status = "warn" // it will do, but the user should know
+	Fail Status = "fail"
+)
+
+// Finding is one thing that sandboxes need, as it is on this host.
+type Finding struct {
+	Name    string `json:"name"`
+	Status  Status `json:"status"`
+	Message string `json:"message"`
+	Fix     string `json:"fix,omitempty"` // what to do about it
+}
+
+// Less than this is worth a warning.
+const (
+	lowSpace  = 5 << 30
+	lowMemory = 1 << 30
+)
+
+// Diagnose looks at all that sandboxes need, by the code that they use, and
+// fetches nothing. It makes what a first start would make on the way: the
+// folders, an empty disk.
+func Diagnose(ctx context.Context, o Options) []Finding {
+	d := &diagnosis{Options: o.withDefaults()}
+	d.checkGuest(ctx)
+	home, err := d.home()
+	if err != nil {
+		d.fail("folders", err)
+		d.checkQEMU(ctx, "")
+		return d.findings
+	}
+	d.add("folders", OK, fmt.Sprintf("images in %s, caches in %s, sandboxes in %s", home.Data, home.Cache, home.State), "")
+	d.checkQEMU(ctx, home.Cache)
+	d.checkKernel(home.Cache)
+	d.checkScratch(ctx, home)
+	d.checkSpace(home.Data, home.State)
+	d.checkMemory()
+	return d.findings
+}
+
+// diagnosis is a Diagnose under way.
+type diagnosis struct {
+	Options
+	findings []Finding
+}
+
+func (d *diagnosis) add(name string, status Status, message, fix string) {
+	d.findings = append(d.findings, Finding{name, status, message, fix})
+}
+
+// fail adds a fault with the way out that its error knows.
+func (d *diagnosis) fail(name string, err error) {
+	fix := ""
+	var hinted interface{ Hint() string }
+	if errors.As(withHint(err), &hinted) {
+		fix = hinted.Hint()
+	}
+	d.add(name, Fail, err.Error(), fix)
+}
+
+func (d *diagnosis) checkGuest(ctx context.Context) {
+	guest, err := d.guest(ctx)
+	if err != nil {
+		d.fail("guest", err)
+		return
+	}
+	d.add("guest", OK, fmt.Sprintf("guest binary of %s, protocol version %d", api.FormatSize(int64(len(guest))), wire.Version), "")
+}
+
+func (d *diagnosis) checkQEMU(ctx context.Context, cache string) {
+	host, err := qemu.New(qemu.Options{Accel: d.Accel, CacheDir: cache, Logger: d.Logger}).Inspect(ctx)
+	if host.Version == "" || errors.As(err, new(*qemu.VersionError)) {
+		d.fail("qemu", err)
+		return
+	}
+	d.add("qemu", OK, fmt.Sprintf("QEMU %s in %s", host.Version, host.Path), "")
+	switch {
+	case err != nil:
+		d.fail("accelerator", err)
+	case host.Accel.Name == "kvm":
+		d.add("accelerator", OK, "KVM: "+host.Accel.Reason, "")
+	default:
+		d.add("accelerator", Warn,
+			"TCG ("+host.Accel.Reason+"): slow, and QEMU's makers do not call it a security boundary",
+			"use a host whose /dev/kvm works and is open to you, most often by the group kvm")
+	}
+}
+
+func (d *diagnosis) checkKernel(cache string) {
+	if d.Kernel != "" {
+		if _, err := os.Stat(d.Kernel); err != nil {
+			d.add("kernel", Fail, fmt.Sprintf("kernel %q: %v", d.Kernel, pathless(err)), "correct or unset MATCHLOCK_KERNEL")
+			return
+		}
+		d.add("kernel", OK, d.Kernel+", as MATCHLOCK_KERNEL says", "")
+		return
+	}
+	release, err := boot.Look(boot.Options{CacheDir: cache, Logger: d.Logger})
+	switch {
+	case err != nil:
+		d.fail("kernel", err)
+	case release != "":
+		d.add("kernel", OK, "Linux "+release, "")
+	default:
+		if _, err := exec.LookPath("apt-get"); err != nil {
+			d.add("kernel", Fail, "none is cached or installed, and there is no apt to fetch one with", "set MATCHLOCK_KERNEL to a vmlinux or bzImage")
+			return
+		}
+		d.add("kernel", OK, "none here yet; the first run fetches Debian's by apt", "")
+	}
+}
+
+// checkScratch makes an empty disk, which needs mkfs.ext4 the first time.
+func (d *diagnosis) checkScratch(ctx context.Context, home state.Home) {
+	err := state.Private(home.Disks())
+	var dir string
+	if err == nil {
+		dir, err = os.MkdirTemp(home.Disks(), ".diagnose-*")
+	}
+	if err == nil {
+		err = disk.CreateScratch(ctx, filepath.Join(dir, scratchName), api.DefaultDiskSize, home.Disks())
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err != nil {
+		d.fail("disks", err)
+		return
+	}
+	d.add("disks", OK, "empty ext4 disks can be made", "")
+}
+
+func (d *diagnosis) checkSpace(dirs ...string) {
+	for _, dir := range dirs {
+		var fs syscall.Statfs_t
+		if err := syscall.Statfs(dir, &fs); err != nil {
+			d.fail("space", fmt.Errorf("%s: %w", dir, err))
+			return
+		}
+		if free := int64(fs.Bavail) * int64(fs.Bsize); free < lowSpace {
+			d.add("space", Warn, fmt.Sprintf("%s free for %s", api.FormatSize(free), dir), "`matchlock image prune --all` frees what images take")
+			return
+		}
+	}
+	d.add("space", OK, "more than "+api.FormatSize(lowSpace)+" free", "")
+}
+
+func (d *diagnosis) checkMemory() {
+	meminfo, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return // not Linux
+	}
+	_, rest, _ := bytes.Cut(meminfo, []byte("MemAvailable:"))
+	var kib int64
+	if _, err := fmt.Sscan(string(rest), &kib); err != nil {
+		return // a kernel that does not tell
+	}
+	if available := kib << 10; available < lowMemory {
+		d.add("memory", Warn, api.FormatSize(available)+" available", "a sandbox takes up to --memory, 512 MiB by default")
+		return
+	}
+	d.add("memory", OK, api.FormatSize(kib<<10)+" available", "")
+}

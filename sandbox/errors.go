@@ -1,0 +1,67 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/matchlock/matchlock/internal/disk"
+	"github.com/matchlock/matchlock/internal/image"
+	"github.com/matchlock/matchlock/internal/qemu"
+)
+
+// What callers branch on. The errors returned say more than these do.
+var (
+	// ErrNotFound says that there is no such image.
+	ErrNotFound = errors.New("not found")
+	// ErrNoCommand says that neither the configuration nor the image names a command.
+	ErrNoCommand = errors.New("no command to run")
+	// ErrNoHelper says that the guest's /init, which the program matchlock brings, is not to be had.
+	ErrNoHelper = errors.New("no guest binary")
+	// ErrDiskInUse says that a sandbox has a disk of the user's already.
+	ErrDiskInUse = errors.New("in use by a sandbox")
+	// ErrTimeout says that the first command was ended because Config.Timeout ran out.
+	ErrTimeout = errors.New("timeout")
+)
+
+// ImageError is an image that could not be had. It is ErrNotFound where there
+// is none.
+type ImageError struct {
+	Image string // as it was asked for
+	Err   error  // names the image
+}
+
+func (e *ImageError) Error() string { return e.Err.Error() }
+func (e *ImageError) Unwrap() error { return e.Err }
+
+// Is makes image.ErrNotFound, which importers of this package cannot see, ErrNotFound.
+func (e *ImageError) Is(target error) bool {
+	return target == ErrNotFound && errors.Is(e.Err, image.ErrNotFound)
+}
+
+// hintError is an error whose way out is known.
+type hintError struct {
+	error
+	hint string
+}
+
+func (e *hintError) Unwrap() error { return e.error }
+
+// Hint is the way out, a phrase.
+func (e *hintError) Hint() string { return e.hint }
+
+// withHint adds the way out to errors of parts that imply it.
+func withHint(err error) error {
+	var (
+		tool    *disk.MissingToolError
+		version *qemu.VersionError
+	)
+	switch {
+	case errors.As(err, &tool):
+		return &hintError{err, "apt-get install " + tool.Package}
+	case errors.As(err, &version):
+		return &hintError{err, fmt.Sprintf("install QEMU %s or later, or name one in MATCHLOCK_QEMU", version.Needed)}
+	case errors.Is(err, qemu.ErrNoQEMU):
+		return &hintError{err, "apt-get install qemu-system-x86, or name one in MATCHLOCK_QEMU"}
+	}
+	return err
+}
