@@ -25,7 +25,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"vm":      {ours: "api"},
 	"sandbox": {ours: "api vm internal/agent internal/boot internal/disk internal/image internal/machine internal/qemu internal/state internal/wire"},
 
-	"cmd/matchlock":       {ours: "api sandbox internal/image internal/state", outside: "github.com/spf13/cobra"},
+	"cmd/matchlock":       {ours: "api sandbox internal/image internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term"},
 	"cmd/matchlock-guest": {ours: "internal/guest"},
 
 	"internal/wire":    {},
@@ -39,6 +39,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/image": {ours: "api internal/disk", outside: "github.com/google/go-containerregistry github.com/klauspost/compress github.com/ulikunitz/xz"},
 	"internal/state": {ours: "api", outside: "golang.org/x/sys"},
 
+	"bench":     {ours: "api sandbox"},
 	"vm/vmtest": {ours: "api vm internal/agent internal/machine internal/wire"},
 }
 

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"golang.org/x/term"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/image"
+	"github.com/matchlock/matchlock/sandbox"
+)
+
+// bars shows on a terminal how far slow tasks have come, a line each, and
+// nothing anywhere else. Its methods may be called by several goroutines at once.
+type bars struct {
+	out *os.File // nil: nobody looks
+
+	mu    sync.Mutex
+	tasks []sandbox.Progress
+	drawn int // lines on the terminal
+	last  time.Time
+}
+
+const (
+	redrawEvery = 100 * time.Millisecond
+	maxBars     = 8 // lines at once
+	barWidth    = 24
+)
+
+func newBars(out *os.File) *bars {
+	if !isTerminal(out) || os.Getenv("TERM") == "dumb" {
+		return &bars{}
+	}
+	return &bars{out: out}
+}
+
+// progress takes what a sandbox tells.
+func (b *bars) progress(p sandbox.Progress) {
+	if b.out == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	i := slices.IndexFunc(b.tasks, func(t sandbox.Progress) bool { return t.Task == p.Task })
+	switch {
+	case p.Ended && i >= 0:
+		b.tasks = slices.Delete(b.tasks, i, i+1)
+	case p.Ended:
+		return
+	case i >= 0:
+		b.tasks[i] = p
+	default:
+		b.tasks = append(b.tasks, p)
+	}
+	if time.Since(b.last) >= redrawEvery {
+		b.draw(b.tasks)
+		b.last = time.Now()
+	}
+}
+
+// layer takes what the image store tells.
+func (b *bars) layer(e image.Event) {
+	b.progress(sandbox.Progress{Task: "layer " + shortDigest(e.Layer), Done: e.Done, Total: e.Total, Ended: e.State == image.Ready})
+}
+
+// close takes all bars from the terminal.
+func (b *bars) close() {
+	if b.out == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.tasks = nil
+	b.draw(nil)
+}
+
+// draw replaces what is on the terminal.
+func (b *bars) draw(tasks []sandbox.Progress) {
+	width, _, err := term.GetSize(int(b.out.Fd()))
+	if err != nil || width < 1 {
+		width = 80
+	}
+	var s strings.Builder
+	if b.drawn > 0 {
+		fmt.Fprintf(&s, "\x1b[%dA\r\x1b[J", b.drawn) // up to the first line; erase from there
+	}
+	b.drawn = min(len(tasks), maxBars)
+	for _, t := range tasks[:b.drawn] {
+		line := []rune(bar(t))
+		s.WriteString(string(line[:min(len(line), width-1)]) + "\n")
+	}
+	b.out.WriteString(s.String()) // a terminal that is gone shows nothing
+}
+
+// bar is one line: what it is, how far, how much.
+func bar(p sandbox.Progress) string {
+	name := printable(p.Task)
+	if p.Total <= 0 {
+		return fmt.Sprintf("%-32s %s", name, api.FormatSize(p.Done))
+	}
+	done := min(max(p.Done, 0), p.Total)
+	filled := int(float64(done) / float64(p.Total) * barWidth)
+	return fmt.Sprintf("%-32s [%s%s] %s of %s", name,
+		strings.Repeat("=", filled), strings.Repeat(" ", barWidth-filled), api.FormatSize(done), api.FormatSize(p.Total))
+}
+
+// printable makes text of an archive or registry fit for a terminal.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '\uFFFD'
+		}
+		return r
+	}, text)
+}
+
+// shortDigest is as much of a digest as people compare.
+func shortDigest(digest string) string {
+	hex, ok := strings.CutPrefix(digest, "sha256:")
+	if !ok || len(hex) < 12 {
+		return digest
+	}
+	return hex[:12]
+}

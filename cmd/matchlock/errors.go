@@ -1,0 +1,131 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/matchlock/matchlock/internal/image"
+)
+
+// Exit statuses that are ours. The rest is the command's.
+const (
+	statusNo      = 1
+	statusTimeout = 124
+	statusFault   = 125
+)
+
+// exitStatus ends the program with a status and no further word.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+// usageError is a command line that makes no sense.
+type usageError struct {
+	error
+	command string // its name; empty: the program's
+}
+
+func (e usageError) Unwrap() error { return e.error }
+
+// Hint is where the right form is to be read.
+func (e usageError) Hint() string {
+	return "`" + strings.TrimSpace("matchlock "+e.command) + " --help` shows what there is"
+}
+
+// pathOf is a command's name without the program's.
+func pathOf(cmd *cobra.Command) string {
+	_, path, _ := strings.Cut(cmd.CommandPath(), " ")
+	return path
+}
+
+// flagError puts pflag's errors in our words.
+func flagError(cmd *cobra.Command, err error) error {
+	if errors.Is(err, pflag.ErrHelp) {
+		return err
+	}
+	if invalid, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		cause := invalid.Unwrap()
+		if number, ok := errors.AsType[*strconv.NumError](cause); ok {
+			cause = number.Err // without the name of strconv's function
+		}
+		err = fmt.Errorf("--%s: %w", invalid.GetFlag().Name, cause)
+		if quoted := strconv.Quote(invalid.GetValue()); !strings.Contains(cause.Error(), quoted) {
+			err = fmt.Errorf("--%s %s: %w", invalid.GetFlag().Name, quoted, cause)
+		}
+	}
+	return usageError{err, pathOf(cmd)}
+}
+
+// positional checks the number of arguments. names says what they are: one word
+// each, in brackets what may be missing, with an ellipsis what may be repeated.
+func positional(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		repeats := false
+		for i, name := range names {
+			if i >= len(args) && !strings.HasPrefix(name, "[") {
+				return usageError{fmt.Errorf("%s: %s is missing", pathOf(cmd), strings.TrimSuffix(name, "…")), pathOf(cmd)}
+			}
+			repeats = repeats || strings.Contains(name, "…")
+		}
+		if len(args) > len(names) && !repeats {
+			return usageError{fmt.Errorf("%s: unexpected argument %q", pathOf(cmd), args[len(names)]), pathOf(cmd)}
+		}
+		return nil
+	}
+}
+
+// printError prints a line for each fault, and the ways out that are known.
+func printError(w io.Writer, err error) {
+	for _, fault := range faults(err) {
+		fmt.Fprintf(w, "matchlock: error: %s\n", strings.ReplaceAll(fault.Error(), "\n", "\nmatchlock: error: "))
+		if hint := hintOf(fault); hint != "" {
+			fmt.Fprintf(w, "matchlock: hint: %s\n", hint)
+		}
+	}
+}
+
+// faults takes apart what errors.Join joined, which says no more than its parts.
+func faults(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var all []error
+	var texts []string
+	for _, e := range joined.Unwrap() {
+		all = append(all, faults(e)...)
+		texts = append(texts, e.Error())
+	}
+	if strings.Join(texts, "\n") != err.Error() {
+		return []error{err}
+	}
+	return all
+}
+
+// hintOf returns what the user can do about an error, "" when we do not know.
+func hintOf(err error) string {
+	var hinted interface{ Hint() string }
+	if errors.As(err, &hinted) {
+		return hinted.Hint()
+	}
+	if missing, ok := errors.AsType[*image.NotFoundError](err); ok {
+		hint := "`matchlock image ls` lists the local ones"
+		if len(missing.Near) > 0 {
+			hint += fmt.Sprintf("; did you mean %q?", missing.Near[0])
+		}
+		return hint
+	}
+	switch {
+	case errors.Is(err, image.ErrDenied):
+		return "`docker login` stores credentials, which matchlock reads from docker's configuration"
+	case errors.Is(err, image.ErrTooLarge):
+		return "--max-size allows more"
+	}
+	return ""
+}

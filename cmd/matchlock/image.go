@@ -1,0 +1,437 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/image"
+)
+
+func (a *app) imageCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "image COMMAND",
+		Short: "Work with the images of the local store",
+		Args:  cobra.ArbitraryArgs,
+		RunE:  showHelp,
+	}
+	cmd.AddCommand(a.imageListCommand("ls"), a.imageRemoveCommand("rm"), a.imageInspectCommand(), a.imageImportCommand(),
+		a.imageSaveCommand(), a.imageTagCommand(), a.imagePruneCommand(), a.pullCommand())
+	return cmd
+}
+
+// aliases are docker's short forms.
+func (a *app) aliases() []*cobra.Command {
+	images, rmi := a.imageListCommand("images"), a.imageRemoveCommand("rmi [FLAGS]")
+	images.Aliases = nil
+	for _, cmd := range []*cobra.Command{images, rmi} {
+		cmd.Hidden = true
+	}
+	return []*cobra.Command{images, rmi}
+}
+
+// intakeFlags bound what is taken into the store.
+type intakeFlags struct {
+	platform string
+	maxSize  int64
+	json     bool
+}
+
+func (f *intakeFlags) define(fs *pflag.FlagSet) {
+	fs.StringVar(&f.platform, "platform", "", "`PLATFORM` of the image, os/arch (default the host's)")
+	parsed(fs, "max-size", "", "`SIZE` that the image may unpack to (default 64g)", &f.maxSize, sizeIn(api.GiB))
+	jsonFlag(fs, &f.json)
+}
+
+func jsonFlag(fs *pflag.FlagSet, target *bool) {
+	fs.BoolVar(target, "json", false, "print the result as JSON")
+}
+
+func (a *app) pullCommand() *cobra.Command {
+	var f intakeFlags
+	cmd := &cobra.Command{
+		Use:   "pull [FLAGS] IMAGE",
+		Short: "Fetch an image from its registry",
+		Long: `Fetch an image from its registry into the local store. Credentials come from docker's
+configuration and its helpers, a proxy from HTTPS_PROXY. Layers that are there are not
+fetched again; a name with a digest gets exactly that image.`,
+		Args: positional("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			store, err := a.store()
+			if err != nil {
+				return err
+			}
+			bars := newBars(os.Stderr)
+			defer bars.close()
+			img, err := store.Pull(cmd.Context(), args[0], image.PullOptions{Platform: f.platform, MaxBytes: f.maxSize, Progress: bars.layer})
+			if err != nil {
+				return err
+			}
+			bars.close()
+			return errors.Join(printTaken(cmd.OutOrStdout(), img, f.json), img.Release())
+		},
+	}
+	f.define(cmd.Flags())
+	return cmd
+}
+
+// printTaken prints what has come into the store.
+func printTaken(w io.Writer, img *image.Image, asJSON bool) error {
+	if asJSON {
+		return printJSON(w, details(img))
+	}
+	_, err := fmt.Fprintf(w, "%s %s\n", img.Name, img.Digest)
+	return err
+}
+
+func (a *app) imageImportCommand() *cobra.Command {
+	var f intakeFlags
+	var changes []string
+	cmd := &cobra.Command{
+		Use:   "import [FLAGS] NAME [FILE]",
+		Short: "Make an image of an archive",
+		Long: `Make an image of an archive: what docker save wrote, an OCI image layout (a folder or a
+tar of one), or the tar of a root file system; plain or packed with gzip, zstd, xz or
+bzip2. Which it is, is told by its content. Without FILE, or with -, the archive is
+read from standard input.
+
+A root file system runs /bin/sh unless --change says otherwise.`,
+		Example: `  docker save debian:12 | matchlock image import debian:12
+  matchlock image import --change 'CMD ["python3"]' tools rootfs.tar.zst`,
+		Args: positional("NAME", "[FILE]"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			store, err := a.store()
+			if err != nil {
+				return err
+			}
+			bars := newBars(os.Stderr)
+			defer bars.close()
+			options := image.ImportOptions{Changes: changes, Platform: f.platform, MaxBytes: f.maxSize, Progress: bars.layer}
+			img, err := untilDone(cmd.Context(), func(ctx context.Context) (*image.Image, error) {
+				if len(args) == 2 && args[1] != "-" {
+					return store.ImportPath(ctx, args[0], args[1], options)
+				}
+				if isTerminal(cmd.InOrStdin().(*os.File)) {
+					return nil, usageError{errors.New("import: standard input is a terminal; give a FILE or redirect an archive"), pathOf(cmd)}
+				}
+				return store.Import(ctx, args[0], cmd.InOrStdin(), options)
+			})
+			if err != nil {
+				return err
+			}
+			bars.close()
+			return errors.Join(printTaken(cmd.OutOrStdout(), img, f.json), img.Release())
+		},
+	}
+	f.define(cmd.Flags())
+	cmd.Flags().StringArrayVarP(&changes, "change", "c", nil, "change the image's configuration by a `LINE` of a Dockerfile: CMD, ENTRYPOINT, ENV, USER, WORKDIR")
+	return cmd
+}
+
+// untilDone runs work, and does not wait for it for ever once ctx has ended: it
+// may hang in a read of standard input. What it leaves then, the store sweeps.
+func untilDone[T any](ctx context.Context, work func(context.Context) (T, error)) (result T, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		result, err = work(ctx)
+	}()
+	select {
+	case <-done:
+		return result, err
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+		return result, err
+	case <-time.After(patience):
+		var none T
+		return none, context.Cause(ctx)
+	}
+}
+
+func (a *app) imageListCommand(name string) *cobra.Command {
+	var asJSON, quiet bool
+	cmd := &cobra.Command{
+		Use:     name + " [FLAGS]",
+		Aliases: []string{"list"},
+		Short:   "List the images of the local store",
+		Args:    positional(),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			store, err := a.store()
+			if err != nil {
+				return err
+			}
+			images, err := store.List()
+			if err != nil {
+				return err
+			}
+			w := cmd.OutOrStdout()
+			if !asJSON && !quiet {
+				return printImages(w, images, time.Now())
+			}
+			for _, img := range images {
+				if asJSON {
+					err = printJSON(w, img)
+				} else {
+					_, err = fmt.Fprintln(w, img.Digest)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	jsonFlag(cmd.Flags(), &asJSON)
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print digests only")
+	cmd.MarkFlagsMutuallyExclusive("json", "quiet")
+	return cmd
+}
+
+func printImages(w io.Writer, images []image.Summary, now time.Time) error {
+	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(table, "NAME\tDIGEST\tPLATFORM\tSIZE\tSTORED")
+	for _, img := range images {
+		stored := "-"
+		if !img.Stored.IsZero() {
+			stored = ago(now.Sub(img.Stored))
+		}
+		if img.Problem != "" {
+			stored = "unusable: " + printable(img.Problem)
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", printable(img.Name), shortDigest(img.Digest), cmp.Or(printable(img.Platform), "-"), api.FormatSize(img.Size), stored)
+	}
+	return table.Flush()
+}
+
+// ago is a time passed as people say it.
+func ago(d time.Duration) string {
+	for _, unit := range []struct {
+		name string
+		size time.Duration
+	}{{"day", 24 * time.Hour}, {"hour", time.Hour}, {"minute", time.Minute}} {
+		switch n := int(d / unit.size); {
+		case n == 1:
+			return "1 " + unit.name + " ago"
+		case n > 1:
+			return fmt.Sprintf("%d %ss ago", n, unit.name)
+		}
+	}
+	return "just now"
+}
+
+// imageDetails is what `image inspect` tells.
+type imageDetails struct {
+	Name         string         `json:"name,omitempty"`
+	Digest       string         `json:"digest"`
+	PulledDigest string         `json:"pulled_digest,omitempty"`
+	Size         int64          `json:"size"`
+	Stored       time.Time      `json:"stored,omitzero"`
+	Config       image.Config   `json:"config"`
+	Layers       []layerDetails `json:"layers"`
+}
+
+type layerDetails struct {
+	DiffID string `json:"diff_id"`
+	Path   string `json:"path"`
+	FSType string `json:"fs_type"`
+}
+
+func details(img *image.Image) imageDetails {
+	d := imageDetails{
+		Name: img.Name, Digest: img.Digest, PulledDigest: img.PulledDigest, Size: img.Size, Stored: img.Stored, Config: img.Config,
+	}
+	for _, l := range img.Layers {
+		d.Layers = append(d.Layers, layerDetails{l.DiffID, l.Path, l.FSType})
+	}
+	return d
+}
+
+func (a *app) imageInspectCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:               "inspect [FLAGS] IMAGE…",
+		Short:             "Show what the store knows of images",
+		Long:              "Show what the store knows of images, as JSON; with --json one line each.",
+		Args:              positional("IMAGE…"),
+		ValidArgsFunction: a.completeImages(-1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			store, err := a.store()
+			if err != nil {
+				return err
+			}
+			for _, ref := range args {
+				img, err := store.Lookup(ref)
+				if err != nil {
+					return err
+				}
+				show := printIndented
+				if asJSON {
+					show = printJSON
+				}
+				if err := errors.Join(show(cmd.OutOrStdout(), details(img)), img.Release()); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "one object a line")
+	return cmd
+}
+
+func printJSON(w io.Writer, v any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(v)
+}
+
+func printIndented(w io.Writer, v any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(v)
+}
+
+func (a *app) imageRemoveCommand(use string) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   strings.TrimSuffix(use, " [FLAGS]") + " [FLAGS] IMAGE…",
+		Short: "Remove images from the local store",
+		Long: `Take their names from images; given a digest, all its names. What no other image needs is
+deleted with the last name. An image that a sandbox runs stays.`,
+		Args:              positional("IMAGE…"),
+		ValidArgsFunction: a.completeImages(-1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			store, err := a.store()
+			if err != nil {
+				return err
+			}
+			var errs []error
+			for _, ref := range args {
+				removed, err := store.Remove(ref)
+				if err == nil {
+					err = printRemoved(cmd.OutOrStdout(), removed, asJSON)
+				}
+				errs = append(errs, err)
+			}
+			return errors.Join(errs...)
+		},
+	}
+	jsonFlag(cmd.Flags(), &asJSON)
+	return cmd
+}
+
+// printRemoved prints the names that are gone, or all there is to say as JSON.
+func printRemoved(w io.Writer, removed image.Removed, asJSON bool) error {
+	if asJSON {
+		return printJSON(w, removed)
+	}
+	for _, name := range removed.Names {
+		if _, err := fmt.Fprintln(w, printable(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *app) imageTagCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "tag IMAGE NAME",
+		Short:             "Give an image a further name",
+		Args:              positional("IMAGE", "NAME"),
+		ValidArgsFunction: a.completeImages(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			store, err := a.store()
+			if err != nil {
+				return err
+			}
+			return store.Tag(args[0], args[1])
+		},
+	}
+}
+
+func (a *app) imageSaveCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "save [FLAGS] IMAGE…",
+		Short: "Write images to an archive",
+		Long: `Write images to one tar, an OCI image layout that docker load reads too, on standard
+output or in a file.`,
+		Args:              positional("IMAGE…"),
+		ValidArgsFunction: a.completeImages(-1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			store, err := a.store()
+			if err != nil {
+				return err
+			}
+			if output == "" || output == "-" {
+				if isTerminal(cmd.OutOrStdout()) {
+					return usageError{errors.New("save: standard output is a terminal; redirect it or use --output"), pathOf(cmd)}
+				}
+				return store.Save(cmd.Context(), args, cmd.OutOrStdout())
+			}
+			return writeWhole(output, func(w io.Writer) error { return store.Save(cmd.Context(), args, w) })
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "write to `FILE`")
+	return cmd
+}
+
+// writeWhole writes a file that has its name only when it is complete.
+func writeWhole(path string, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".matchlock-*")
+	if err != nil {
+		return err
+	}
+	err = write(f)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+func (a *app) imagePruneCommand() *cobra.Command {
+	var all, asJSON bool
+	cmd := &cobra.Command{
+		Use:   "prune [FLAGS]",
+		Short: "Remove what no image needs",
+		Long: `Remove what no image with a name and no sandbox needs, and what was left half done; with
+--all the images that no sandbox uses as well.`,
+		Args: positional(),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			store, err := a.store()
+			if err != nil {
+				return err
+			}
+			removed, err := store.Prune(cmd.Context(), image.PruneOptions{All: all})
+			if err != nil {
+				return err
+			}
+			if err := printRemoved(cmd.OutOrStdout(), removed, asJSON); err != nil || asJSON {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.ErrOrStderr(), "freed %s in %d files\n", api.FormatSize(removed.Bytes), removed.Files)
+			return err
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "images with a name too, unless a sandbox uses them")
+	jsonFlag(cmd.Flags(), &asJSON)
+	return cmd
+}

@@ -1,0 +1,360 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/sandbox"
+)
+
+// runFlags are the flags of `matchlock run`, and what they fill in.
+type runFlags struct {
+	config api.Config
+
+	envFiles, env []string
+	entrypoint    string
+	labels        []string
+
+	interactive, tty, noTTY bool
+	accel                   string
+	timing                  bool
+}
+
+func (a *app) runCommand() *cobra.Command {
+	f := &runFlags{}
+	cmd := &cobra.Command{
+		Use:   "run [FLAGS] IMAGE [COMMAND [ARG…]]",
+		Short: "Run a command in a new sandbox",
+		Long: `Run a command in a new sandbox, a microVM made from a container image, and remove the
+sandbox when the command ends. The exit status is the command's.
+
+An image that is not in the local store is pulled. Without COMMAND the image's own runs.`,
+		Example: `  matchlock run busybox echo hello
+  matchlock run -it debian:12 bash
+  matchlock run -e TOKEN -w /src --timeout 5m python:3.13 python3 build.py
+  tar c . | matchlock run -i busybox sh -c 'tar x -C /tmp && ls /tmp'`,
+		Args:              positional("IMAGE", "[COMMAND…]"),
+		ValidArgsFunction: a.completeImages(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.config.Image, f.config.Command = args[0], args[1:]
+			return a.run(cmd, f)
+		},
+	}
+	cmd.Flags().SetInterspersed(false)
+	c := &f.config
+	group(cmd, "The command", func(fs *pflag.FlagSet) {
+		fs.StringArrayVarP(&f.env, "env", "e", nil, "set an environment variable, `NAME=VALUE`; NAME alone copies the host's")
+		fs.StringArrayVar(&f.envFiles, "env-file", nil, "set those in `FILE`, one a line")
+		fs.StringVarP(&c.User, "user", "u", "", "run as `USER`: name, uid, uid:gid or name:group")
+		fs.StringVarP(&c.WorkDir, "workdir", "w", "", "run in `FOLDER`, made when missing")
+		fs.StringVar(&f.entrypoint, "entrypoint", "", "`PROGRAM` in the place of the image's entry point; \"\" clears it")
+		parsed(fs, "timeout", "", "`DURATION` after which the command is ended: 90s, 2h", &c.Timeout, parseDuration)
+	})
+	group(cmd, "Input and terminal", func(fs *pflag.FlagSet) {
+		fs.BoolVarP(&f.interactive, "interactive", "i", false, "pass standard input to the command")
+		fs.BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal; -it is the default on one")
+		fs.BoolVar(&f.noTTY, "no-tty", false, "never a terminal")
+	})
+	group(cmd, "Resources", func(fs *pflag.FlagSet) {
+		parsed(fs, "cpus", "", "share of processors, `NUMBER` (default 1)", &c.CPUs, parseNumber)
+		parsed(fs, "memory", "m", "`SIZE` of the memory, bare in MiB (default 512)", &c.Memory, sizeIn(api.MiB))
+		parsed(fs, "disk-size", "", "`SIZE` of the disk for what is written, bare in GiB (default 5)", &c.DiskSize, sizeIn(api.GiB))
+		parsed(fs, "shm-size", "", "`SIZE` of /dev/shm, bare in MiB (default 64)", &c.ShmSize, sizeIn(api.MiB))
+		list(fs, "ulimit", "resource `LIMIT`, NAME=SOFT[:HARD]", &c.Ulimits, fromText[api.Ulimit])
+	})
+	group(cmd, "Files", func(fs *pflag.FlagSet) {
+		list(fs, "disk", "attach an ext4 image, `FILE:PATH[:ro]`", &c.Disks, fromText[api.Disk])
+		list(fs, "tmpfs", "mount a file system in memory, `PATH[:SIZE]`", &c.Tmpfs, fromText[api.Tmpfs])
+		fs.BoolVar(&c.ReadOnly, "read-only", false, "make / read-only")
+	})
+	group(cmd, "Names", func(fs *pflag.FlagSet) {
+		fs.StringVar(&c.Hostname, "hostname", "", "`NAME` of the machine (default the sandbox's id)")
+		list(fs, "add-host", "add `NAME:IP` to the hosts file", &c.Network.AddHosts, api.ParseHost)
+		fs.StringArrayVarP(&f.labels, "label", "l", nil, "label the sandbox, `NAME=VALUE`")
+	})
+	group(cmd, "Restrictions inside the machine", func(fs *pflag.FlagSet) {
+		fs.StringArrayVar(&c.CapAdd, "cap-add", nil, "give a `CAPABILITY`, or ALL")
+		fs.StringArrayVar(&c.CapDrop, "cap-drop", nil, "take a `CAPABILITY`, or ALL")
+		fs.BoolVar(&c.AllowSetuid, "allow-setuid", false, "let set-id programs like sudo work")
+		fs.BoolVar(&c.Privileged, "privileged", false, "lift all of them")
+	})
+	group(cmd, "Image and machine", func(fs *pflag.FlagSet) {
+		fs.StringVar((*string)(&c.Pull), "pull", "missing", "`WHEN` to ask the registry: missing, always or never")
+		fs.StringVar(&c.Platform, "platform", "", "`PLATFORM` of the image, os/arch (default the host's)")
+		fs.StringVar(&f.accel, "accel", "auto", "`HOW` the machine runs: auto, kvm or tcg")
+		fs.BoolVar(&f.timing, "timing", false, "tell how long each phase took")
+	})
+	complete(cmd, "accel", "auto", "kvm", "tcg")
+	complete(cmd, "pull", string(api.PullMissing), string(api.PullAlways), string(api.PullNever))
+	return cmd
+}
+
+// parsed defines a flag whose value parse turns into what target holds.
+func parsed[T any](fs *pflag.FlagSet, name, short, usage string, target *T, parse func(string) (T, error)) {
+	fs.VarP(&value[T]{set: func(v T) { *target = v }, parse: parse}, name, short, usage)
+}
+
+// list defines a flag that may be repeated.
+func list[T any](fs *pflag.FlagSet, name, usage string, target *[]T, parse func(string) (T, error)) {
+	fs.Var(&value[T]{set: func(v T) { *target = append(*target, v) }, parse: parse}, name, usage)
+}
+
+// value is a pflag.Value.
+type value[T any] struct {
+	text  string
+	parse func(string) (T, error)
+	set   func(T)
+}
+
+func (v *value[T]) String() string { return v.text }
+func (v *value[T]) Type() string   { return "string" }
+func (v *value[T]) Set(text string) error {
+	parsed, err := v.parse(text)
+	if err != nil {
+		return err
+	}
+	v.text = text
+	v.set(parsed)
+	return nil
+}
+
+func parseNumber(text string) (float64, error) {
+	n, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(n > 0) {
+		return 0, errors.New("not a positive number")
+	}
+	return n, nil
+}
+
+func parseDuration(text string) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		return 0, errors.New("want a duration like 90s or 2h")
+	}
+	return d, nil
+}
+
+// sizeIn parses sizes whose bare numbers count units, and that are not 0.
+func sizeIn(unit int64) func(string) (int64, error) {
+	return func(text string) (int64, error) {
+		size, err := api.ParseSize(text, unit)
+		if err == nil && size == 0 {
+			err = errors.New("nothing is no size")
+		}
+		return size, err
+	}
+}
+
+func fromText[T any, P interface {
+	*T
+	UnmarshalText([]byte) error
+}](text string) (T, error) {
+	var v T
+	err := P(&v).UnmarshalText([]byte(text))
+	return v, err
+}
+
+// finish turns what the flags collected into the configuration.
+func (f *runFlags) finish(flags *pflag.FlagSet) error {
+	env, err := environment(f.envFiles, f.env, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	f.config.Env = env
+	f.config.Labels = pairs(f.labels)
+	if flags.Changed("entrypoint") {
+		f.config.Entrypoint = []string{}
+		if f.entrypoint != "" {
+			f.config.Entrypoint = []string{f.entrypoint}
+		}
+	}
+	if f.noTTY && f.tty {
+		return usageError{errors.New("--tty and --no-tty: only one may be given"), "run"}
+	}
+	return nil
+}
+
+// run makes a sandbox, runs its first command on our input, output and
+// terminal, and returns the command's status as an exitStatus.
+func (a *app) run(cmd *cobra.Command, f *runFlags) error {
+	if err := f.finish(cmd.Flags()); err != nil {
+		return err
+	}
+	// A reader of our output that goes away ends the command, not this program
+	// with the sandbox still to be removed.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	stdio := f.stdio()
+	bars := newBars(os.Stderr)
+	defer bars.close()
+	options := a.options()
+	options.Accel = f.accel
+	options.NeedCommand = true
+	options.Progress = bars.progress
+	if f.timing {
+		options.Timing = printTiming
+	}
+
+	began := time.Now()
+	sb, err := options.New(cmd.Context(), f.config)
+	bars.close()
+	if err != nil {
+		return err
+	}
+	commandBegan := time.Now()
+	err = runMain(cmd.Context(), sb, stdio)
+	if f.timing {
+		printTiming("command", time.Since(commandBegan))
+	}
+	err = errors.Join(err, sb.Close())
+	if f.timing {
+		printTiming("total", time.Since(began))
+	}
+	return err
+}
+
+// runMain runs the first command to its end.
+func runMain(ctx context.Context, sb *sandbox.Sandbox, stdio stdio) error {
+	// From now on signals are kept, for relay to pass on. One that came before
+	// ends ctx, and with it the start.
+	signals := make(chan os.Signal, 16)
+	notify(signals, relayed...)
+	defer signal.Stop(signals)
+	mainCtx, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer end(nil)
+	detach := context.AfterFunc(ctx, func() { end(context.Cause(ctx)) })
+
+	main := sb.Main(mainCtx)
+	restore, err := stdio.connect(main)
+	if err != nil {
+		return err
+	}
+	defer restore()
+	if err := main.Start(); err != nil {
+		restore()
+		return statusOf(err)
+	}
+	detach()
+	if stdio.tty {
+		defer followSize(main)()
+	}
+	defer relay(main, signals, end)()
+	ended := make(chan error, 1)
+	go func() { ended <- main.Wait() }()
+	select {
+	case err = <-ended:
+	case <-mainCtx.Done(): // whoever asked twice does not wait for the command
+		err = context.Cause(mainCtx)
+	}
+	restore()
+	return statusOf(err)
+}
+
+// statusOf is the end of a command as the end of this program.
+func statusOf(err error) error {
+	if exit, ok := errors.AsType[*sandbox.ExitError](err); ok {
+		if exit.Err != nil {
+			printError(os.Stderr, exit.Err)
+		}
+		return exitStatus(exit.Code)
+	}
+	if ended, ok := errors.AsType[*signalError](err); ok {
+		return exitStatus(ended.status())
+	}
+	switch {
+	case errors.Is(err, sandbox.ErrTimeout):
+		printError(os.Stderr, err)
+		return exitStatus(statusTimeout)
+	case errors.Is(err, syscall.EPIPE):
+		return exitStatus(128 + int(syscall.SIGPIPE)) // as whoever writes to nobody ends
+	}
+	return err
+}
+
+func printTiming(phase string, took time.Duration) {
+	fmt.Fprintf(os.Stderr, "matchlock: timing: %-8s %8.1f ms\n", phase, float64(took.Microseconds())/1000)
+}
+
+// environment joins env files and single variables; later ones win.
+func environment(files, single []string, lookup func(string) (string, bool)) (map[string]string, error) {
+	env := map[string]string{}
+	for _, path := range files {
+		fromFile, err := readEnvFile(path, lookup)
+		if err != nil {
+			return nil, fmt.Errorf("env file %q: %w", path, err)
+		}
+		maps.Copy(env, fromFile)
+	}
+	for _, text := range single {
+		key, value, err := variable(text, lookup)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--env %w", err), "run"}
+		}
+		env[key] = value
+	}
+	return env, nil
+}
+
+// pairs reads NAME=VALUE; NAME alone has an empty value.
+func pairs(texts []string) map[string]string {
+	if len(texts) == 0 {
+		return nil
+	}
+	m := make(map[string]string, len(texts))
+	for _, text := range texts {
+		key, value := cut(text)
+		m[key] = value
+	}
+	return m
+}
+
+// relayed are the signals that are the command's when they are sent to us. The
+// others are about this process: its terminal, its children, its faults.
+var relayed = []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM}
+
+const (
+	twiceWithin = 2 * time.Second  // a second SIGINT or SIGTERM in this time ends the sandbox
+	termGrace   = 10 * time.Second // so does this time after a SIGTERM
+)
+
+// relay passes signals on to the command until stop is called. end is told when
+// the user will not wait for the command any longer.
+func relay(main *sandbox.Cmd, signals <-chan os.Signal, end context.CancelCauseFunc) (stop func()) {
+	done := make(chan struct{})
+	go func() {
+		var asked time.Time // when the command was last asked to end
+		var overdue <-chan time.Time
+		for {
+			select {
+			case <-done:
+				return
+			case <-overdue:
+				end(&signalError{syscall.SIGTERM})
+			case s := <-signals:
+				sig := s.(syscall.Signal)
+				if sig == syscall.SIGINT || sig == syscall.SIGTERM {
+					if !asked.IsZero() && time.Since(asked) < twiceWithin {
+						end(&signalError{sig})
+						continue
+					}
+					asked = time.Now()
+				}
+				if sig == syscall.SIGTERM {
+					overdue = time.After(termGrace)
+				}
+				main.Signal(sig) // fails only when the command has ended, which Wait tells
+			}
+		}
+	}()
+	return func() { close(done) }
+}
