@@ -178,7 +178,7 @@ func newStore(t testing.TB) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.hasty = true
+	s.hasty, s.pause = true, time.Microsecond
 	t.Cleanup(func() {
 		left, err := os.ReadDir(s.path("tmp"))
 		if err != nil || len(left) > 0 {

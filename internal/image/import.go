@@ -218,7 +218,7 @@ func (im *importer) file(ctx context.Context, file *io.SectionReader) (*Image, e
 
 // rootFS imports a root file system, packed or not.
 func (im *importer) rootFS(ctx context.Context, r io.Reader) (*Image, error) {
-	root := part{name: "root file system", desc: v1.Descriptor{Size: -1}}
+	root := part{name: "root file system", what: "root file system", desc: v1.Descriptor{Size: -1}}
 	if file, ok := r.(*io.SectionReader); ok {
 		root.desc.Size = file.Size()
 	}
@@ -256,7 +256,7 @@ func (im *importer) docker(ctx context.Context, m members, images []dockerSave) 
 	}
 	var parts []part
 	for i, layer := range saved.Layers {
-		p := part{name: layer, desc: v1.Descriptor{Size: -1}, diffID: diffIDs[i]}
+		p := part{name: layer, what: "layer " + layer, desc: v1.Descriptor{Size: -1}, diffID: diffIDs[i]}
 		file, size, err := m.open(rooted(layer))
 		if err != nil {
 			return nil, err

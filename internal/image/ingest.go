@@ -25,7 +25,8 @@ const layerWorkers = 4
 
 // part is one layer on its way into the store.
 type part struct {
-	name   string        // for messages and progress: the digest, or the name in an archive
+	name   string        // for progress: the digest, or the name in an archive
+	what   string        // for messages
 	desc   v1.Descriptor // digest and size are checked; no digest and size -1: not known before the layer was read
 	diffID v1.Hash       // checked as well; none: not known
 	// open returns the blob, to be read once. The context ends its life.
@@ -66,7 +67,7 @@ func (in *intake) bring(ctx context.Context, parts []part, single func(v1.Hash) 
 				err = done(i, got)
 			}
 			if err != nil {
-				cancel(fmt.Errorf("layer %s: %w", p.name, err))
+				cancel(fmt.Errorf("%s: %w", p.what, err))
 			}
 		})
 	}

@@ -11,7 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -20,9 +19,8 @@ import (
 // intake is the bringing in of one image.
 type intake struct {
 	*session
-	name     string        // that it is to have
-	force    bool          // read again what is there already
-	pause    time.Duration // see registry
+	name     string // that it is to have
+	force    bool   // read again what is there already
 	maxBytes int64
 	unpacked atomic.Int64 // bytes of all tars so far, and of the holes in their files
 	tars     sync.Map     // bytes of each tar that became a layer of its own, by diff id
@@ -33,7 +31,7 @@ func (w *session) intake(name string, maxBytes int64, progress Progress) *intake
 	if maxBytes <= 0 {
 		maxBytes = DefaultMaxBytes
 	}
-	return &intake{session: w, name: name, pause: firstPause, maxBytes: maxBytes, report: oneAtATime(progress)}
+	return &intake{session: w, name: name, maxBytes: maxBytes, report: oneAtATime(progress)}
 }
 
 func (in *intake) tooLarge() error {
@@ -68,7 +66,7 @@ func (in *intake) takePublished(ctx context.Context, p published) (*Image, error
 
 	parts := make([]part, len(diffIDs))
 	for i, layer := range manifest.Layers {
-		parts[i] = part{name: layer.Digest.String(), desc: layer, diffID: diffIDs[i]}
+		parts[i] = part{name: layer.Digest.String(), what: "layer " + layer.Digest.String(), desc: layer, diffID: diffIDs[i]}
 		parts[i].open = func(ctx context.Context) (io.ReadCloser, error) {
 			if in.hasBlob(layer) && !in.force {
 				return os.Open(in.blobPath(layer.Digest)) // to be unpacked only

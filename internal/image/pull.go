@@ -61,12 +61,11 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (*Image, er
 }
 
 func (in *intake) pull(ctx context.Context, ref name.Reference, platform v1.Platform) (*Image, error) {
-	reg, err := dial(ctx, ref.Context())
+	reg, err := in.dial(ctx, ref.Context())
 	if err != nil {
 		return nil, err
 	}
 	defer reg.close()
-	reg.pause = in.pause
 	var p published
 	if p.manifest, err = reg.manifest(ctx, ref.Identifier()); err != nil {
 		return nil, err

@@ -313,7 +313,7 @@ func TestPullRefuses(t *testing.T) {
 				test.want = strings.ReplaceAll(test.want, "%1", reg[1].Digest.String())
 			}
 			before := tree(t, filepath.Dir(s.dir))
-			image, err := pullQuickly(t, s, ref)
+			image, err := s.Pull(t.Context(), ref, PullOptions{})
 			if err == nil {
 				image.Release()
 				t.Fatal("pulled")
@@ -335,27 +335,6 @@ func TestPullRefuses(t *testing.T) {
 			}
 		})
 	}
-}
-
-// pullQuickly is Pull that does not wait between attempts.
-func pullQuickly(t testing.TB, s *Store, ref string) (*Image, error) {
-	t.Helper()
-	w, err := s.begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.end()
-	parsed, err := parseRef(ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	platform, err := parsePlatform("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	in := w.intake(ref, 0, nil)
-	in.pause = time.Microsecond
-	return in.pull(t.Context(), parsed, platform)
 }
 
 func TestPullResumes(t *testing.T) {
@@ -382,7 +361,7 @@ func TestPullResumes(t *testing.T) {
 				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
 				return true
 			}
-			image, err := pullQuickly(t, s, b.publish(t, "big", img))
+			image, err := s.Pull(t.Context(), b.publish(t, "big", img), PullOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -419,7 +398,7 @@ func TestPullKeepsFinishedLayers(t *testing.T) {
 	last := img.manifest.Layers[2].Digest.String()
 	blob := b.blobs[last]
 	delete(b.blobs, last)
-	if _, err := pullQuickly(t, s, ref); err == nil || !strings.Contains(err.Error(), last) {
+	if _, err := s.Pull(t.Context(), ref, PullOptions{}); err == nil || !strings.Contains(err.Error(), last) {
 		t.Fatalf("pull: %v, want an error that names %s", err, last)
 	}
 	// The first error ends the others; wait for a pull in which they were quicker.
@@ -451,6 +430,18 @@ func TestPullCredentials(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustPull(t, s, ref, PullOptions{})
+
+	// The same from a credential helper.
+	helper := "#!/bin/sh\ncat >/dev/null\necho '{\"ServerURL\":\"x\",\"Username\":\"user\",\"Secret\":\"secret\"}'\n"
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-matchlock-test"), []byte(helper), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	config = fmt.Sprintf(`{"credHelpers":{%q:"matchlock-test"}}`, b.host)
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustPull(t, newStore(t), ref, PullOptions{})
 }
 
 func TestPullUnknown(t *testing.T) {
@@ -547,5 +538,67 @@ func TestPullCancelled(t *testing.T) {
 	}
 	if _, err := s.Pull(ctx, b.publish(t, "x", img), PullOptions{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)
+	}
+}
+
+// TestPullStalled has the registry fall silent in the middle of a layer, once.
+func TestPullStalled(t *testing.T) {
+	b, s := serve(t), newStore(t)
+	s.idle = 50 * time.Millisecond
+	img := makeImage(t, gzipped, rootTar(t))
+	asked := 0
+	b.blob = func(w http.ResponseWriter, r *http.Request, data []byte) bool {
+		if digestOf(data) != digestOf(img.blobs[0]) {
+			return false
+		}
+		if asked++; asked > 1 {
+			return false
+		}
+		w.Write(data[:len(data)/2])
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+		return true
+	}
+	image := mustPull(t, s, b.publish(t, "x", img), PullOptions{})
+	checkLayers(t, image, single(img.tars)...)
+	if asked != 2 {
+		t.Errorf("asked %d times, want 2", asked)
+	}
+}
+
+func TestPullForce(t *testing.T) {
+	b, s := serve(t), newStore(t)
+	img := makeImage(t, gzipped, layerTars(t, 10)...)
+	ref := b.publish(t, "x", img)
+	image := mustPull(t, s, ref, PullOptions{})
+	for _, path := range []string{image.Layers[0].Path, image.Layers[3].Path} {
+		if err := os.WriteFile(path, []byte("damaged"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	image = mustPull(t, s, ref, PullOptions{Force: true})
+	checkLayers(t, image, append([][][]byte{img.tars[:3]}, single(img.tars[3:])...)...)
+}
+
+func TestRedirects(t *testing.T) {
+	tests := []struct {
+		from, to string
+		fine     bool
+	}{
+		{"https://r.example/v2/", "https://cdn.example/x", true},
+		{"http://r.example/v2/", "http://cdn.example/x", true},
+		{"http://127.0.0.1:5000/v2/", "http://127.0.0.1:5001/x", true},
+		{"https://r.example/v2/", "http://cdn.example/x", false},
+		{"https://r.example/v2/", "https://169.254.169.254/latest", false},
+		{"https://r.example/v2/", "https://127.0.0.1/", false},
+		{"https://r.example/v2/", "https://[::ffff:10.0.0.1]/", false},
+		{"https://r.example/v2/", "https://[fd00::1]/", false},
+		{"https://r.example/v2/", "https://localhost/", false},
+	}
+	for _, test := range tests {
+		from, to := httptest.NewRequest("GET", test.from, nil), httptest.NewRequest("GET", test.to, nil)
+		if err := checkRedirect(to, []*http.Request{from}); (err == nil) != test.fine {
+			t.Errorf("%s to %s: %v", test.from, test.to, err)
+		}
 	}
 }

@@ -24,26 +24,25 @@ type registry struct {
 	repo   name.Repository
 	client *http.Client
 	close  func()
-	idle   time.Duration // how long a blob's next bytes may take
-	pause  time.Duration // before the first attempt to go on; it doubles with each that fails
+	idle   time.Duration // see Store
+	pause  time.Duration
 }
 
 const (
 	maxFailures = 6   // attempts in a row that bring no byte of a blob
 	maxResumes  = 100 // attempts in all, for one blob
-	firstPause  = 200 * time.Millisecond
 	maxPause    = 5 * time.Second
 )
 
 // dial finds out how a registry wants to be spoken to, and with which credentials.
-func dial(ctx context.Context, repo name.Repository) (*registry, error) {
+func (s *Store) dial(ctx context.Context, repo name.Repository) (*registry, error) {
 	auth, err := authn.Resolve(ctx, authn.DefaultKeychain, repo)
 	if err != nil {
 		return nil, fmt.Errorf("credentials for %s: %w", repo.RegistryStr(), err)
 	}
 	base := http.DefaultTransport.(*http.Transport).Clone() // with the environment's proxy
 	base.DisableCompression = true                          // blobs are to come as they are
-	base.ResponseHeaderTimeout = time.Minute
+	base.ResponseHeaderTimeout = s.idle
 	retrying := transport.NewRetry(base, transport.WithRetryStatusCodes(
 		http.StatusRequestTimeout, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout))
 	authorized, err := transport.NewWithContext(ctx, repo.Registry, auth, transport.NewUserAgent(retrying, "matchlock"),
@@ -56,8 +55,8 @@ func dial(ctx context.Context, repo name.Repository) (*registry, error) {
 		repo:   repo,
 		client: &http.Client{Transport: authorized, CheckRedirect: checkRedirect},
 		close:  base.CloseIdleConnections,
-		idle:   time.Minute,
-		pause:  firstPause,
+		idle:   s.idle,
+		pause:  s.pause,
 	}, nil
 }
 

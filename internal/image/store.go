@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -20,8 +21,11 @@ import (
 // Store is a folder of images. Any number of goroutines and processes may use one at once; it holds nothing open.
 type Store struct {
 	dir string
-	// hasty leaves out the syncing of files, by which what is in the store outlives a power failure. For tests.
-	hasty bool
+
+	// What tests change.
+	idle  time.Duration // how long a registry's next bytes may take
+	pause time.Duration // before the first attempt to go on with a blob; it doubles with each that fails
+	hasty bool          // leaves out the syncing, by which what is in the store outlives a power failure
 }
 
 const layoutMarker = `{"imageLayoutVersion":"1.0.0"}`
@@ -46,7 +50,7 @@ func Open(dir string) (*Store, error) {
 	if info.Mode().Perm()&0o022 != 0 {
 		return nil, fmt.Errorf("image store %s: others may write to it (mode %04o)", dir, info.Mode().Perm())
 	}
-	s := &Store{dir: dir}
+	s := &Store{dir: dir, idle: time.Minute, pause: 200 * time.Millisecond}
 	for _, sub := range []string{s.path("blobs"), s.path("blobs", "sha256"), s.path("layers"), s.path("verified"), s.path("tmp")} {
 		if err := os.Mkdir(sub, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("image store: %w", err)
