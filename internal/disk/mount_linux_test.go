@@ -1,6 +1,8 @@
 package disk
 
 import (
+	"bytes"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -207,5 +209,49 @@ func TestOverlay(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestFullDisk(t *testing.T) {
+	needVM(t)
+	dir := mount(t, "-t", "tmpfs", "-o", "size=1m", "tmpfs")
+	full := func(name string, size int) {
+		t.Helper()
+		f, err := os.Create(filepath.Join(dir, "layer"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.Remove(f.Name())
+		defer f.Close()
+		w := NewLayerWriter(f, LayerOptions{})
+		err = w.AddTar(bytes.NewReader(parseTar(t, "f a "+strings.Repeat("x", size))))
+		if err == nil {
+			_, err = w.Close()
+		}
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("%s: got %v, want %v", name, err, unix.ENOSPC)
+		}
+	}
+	full("while data arrives", 3<<20)
+	full("at Close", 1<<20)
+
+	if err := os.WriteFile(filepath.Join(dir, "rest"), make([]byte, 2<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	cache := t.TempDir()
+	if err := CreateScratch(t.Context(), filepath.Join(dir, "disk"), 1<<30, cache); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("scratch disk: got %v, want %v", err, unix.ENOSPC)
+	}
+	if err := CreateScratch(t.Context(), filepath.Join(t.TempDir(), "disk"), 1<<30, dir); err == nil {
+		t.Error("full cache: no error")
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.Name() != "rest" && e.Name() != "ext4.lock" {
+			t.Errorf("left behind: %s", e.Name())
+		}
 	}
 }

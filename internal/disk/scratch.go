@@ -57,10 +57,13 @@ func createScratch(ctx context.Context, path string, size int64, cacheDir string
 		return err
 	}
 	err = CopySparse(disk, empty)
-	if err := errors.Join(err, disk.Close()); err != nil {
-		return errors.Join(err, os.Remove(path))
+	if closeErr := disk.Close(); err == nil {
+		err = closeErr
 	}
-	return nil
+	if err != nil {
+		os.Remove(path) // what went wrong before says more
+	}
+	return err
 }
 
 // ext4Version is to be raised when the arguments of mkfs.ext4 change.
@@ -82,22 +85,24 @@ func openEmptyExt4(ctx context.Context, size int64, cacheDir string) (*os.File, 
 	}
 	// Under the lock, what has this name is the rest of a crash.
 	part := name + ".part"
-	if err := makeExt4(ctx, part, size); err != nil {
-		return nil, errors.Join(err, os.Remove(part))
+	if err = makeExt4(ctx, part, size, lock); err == nil {
+		err = os.Rename(part, name)
 	}
-	if err := os.Rename(part, name); err != nil {
+	if err != nil {
+		os.Remove(part) // what went wrong before says more
 		return nil, err
 	}
 	return os.Open(name)
 }
 
-// makeExt4 makes an empty ext4 and has it on the disk when it returns.
-func makeExt4(ctx context.Context, path string, size int64) (err error) {
+// makeExt4 makes an empty ext4 and has it on the disk when it returns. The tool holds the lock too, and so longer than a process
+// that is killed meanwhile.
+func makeExt4(ctx context.Context, path string, size int64, lock *os.File) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+	defer f.Close() // after Sync there is nothing left to fail
 	if err := f.Truncate(size); err != nil {
 		return err
 	}
@@ -116,8 +121,11 @@ func makeExt4(ctx context.Context, path string, size int64) (err error) {
 		path)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s: %w: %s", program, errors.Join(context.Cause(ctx), err), bytes.TrimSpace(stderr.Bytes()))
+	cmd.ExtraFiles = []*os.File{lock}
+	if err := cmd.Run(); ctx.Err() != nil {
+		return context.Cause(ctx)
+	} else if err != nil {
+		return fmt.Errorf("%s: %w: %s", program, err, bytes.TrimSpace(stderr.Bytes()))
 	}
 	return f.Sync()
 }
@@ -147,12 +155,14 @@ func lockFile(ctx context.Context, path string) (*os.File, error) {
 			return f, nil
 		}
 		if err != unix.EWOULDBLOCK && err != unix.EINTR {
-			return nil, errors.Join(&os.PathError{Op: "flock", Path: path, Err: err}, f.Close())
+			f.Close()
+			return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil, errors.Join(context.Cause(ctx), f.Close())
+			f.Close()
+			return nil, context.Cause(ctx)
 		}
 	}
 }
