@@ -31,15 +31,11 @@ type PruneOptions struct {
 // Remove takes a name from an image; given a digest, all its names. What no other image needs goes with the last name.
 // The last name of an image that is leased, or that is one of keep's digests, stays: ErrInUse.
 func (s *Store) Remove(ref string, keep ...string) (Removed, error) {
-	lock, err := s.lock(syscall.LOCK_EX)
+	index, lock, err := s.lockIndex(syscall.LOCK_EX)
 	if err != nil {
 		return Removed{}, err
 	}
 	defer lock.Close()
-	index, err := s.readIndex()
-	if err != nil {
-		return Removed{}, err
-	}
 	target, err := find(index, ref)
 	if err != nil {
 		return Removed{}, err
@@ -92,15 +88,11 @@ func (s *Store) isUsed(digest v1.Hash, keep []string) (bool, error) {
 // Prune removes what no image with a name, no lease and no pull under way needs, and what writers that died have left.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) (Removed, error) {
 	var removed Removed
-	lock, err := s.lock(syscall.LOCK_EX)
+	index, lock, err := s.lockIndex(syscall.LOCK_EX)
 	if err != nil {
 		return removed, err
 	}
 	defer lock.Close()
-	index, err := s.readIndex()
-	if err != nil {
-		return removed, err
-	}
 	if o.All {
 		index.Manifests = slices.DeleteFunc(index.Manifests, func(d v1.Descriptor) bool {
 			used, err := s.isUsed(d.Digest, o.Keep)

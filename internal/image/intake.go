@@ -156,15 +156,11 @@ func (in *intake) complete(ctx context.Context, desc v1.Descriptor, pulled strin
 			return nil, err
 		}
 	}
-	lock, err := in.lock(syscall.LOCK_EX)
+	index, lock, err := in.lockIndex(syscall.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	index, err := in.readIndex()
-	if err != nil {
-		return nil, err
-	}
 	_, config, _, err := in.read(desc.Digest)
 	if err != nil {
 		return nil, err

@@ -26,15 +26,11 @@ const (
 // if it has no name any more. An image that is not there is a *NotFoundError. Nothing is fetched and no blob is hashed:
 // this takes about a millisecond.
 func (s *Store) Lookup(ref string) (*Image, error) {
-	lock, err := s.lock(syscall.LOCK_SH)
+	index, lock, err := s.lockIndex(syscall.LOCK_SH)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	index, err := s.readIndex()
-	if err != nil {
-		return nil, err
-	}
 	desc, err := find(index, ref)
 	if err != nil {
 		digest, ok := nameless(err, ref)
@@ -174,15 +170,11 @@ func (s *Store) read(digest v1.Hash) (*v1.Manifest, Config, []v1.Hash, error) {
 
 // List returns all images with a name, ordered by it.
 func (s *Store) List() ([]Summary, error) {
-	lock, err := s.lock(syscall.LOCK_SH)
+	index, lock, err := s.lockIndex(syscall.LOCK_SH)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	index, err := s.readIndex()
-	if err != nil {
-		return nil, err
-	}
 	var list []Summary
 	for _, d := range index.Manifests {
 		name := d.Annotations[nameAnnotation]
@@ -215,15 +207,11 @@ func (s *Store) Tag(ref, name string) error {
 	if err := CheckName(name); err != nil {
 		return err
 	}
-	lock, err := s.lock(syscall.LOCK_EX)
+	index, lock, err := s.lockIndex(syscall.LOCK_EX)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	index, err := s.readIndex()
-	if err != nil {
-		return err
-	}
 	desc, err := find(index, ref)
 	if err != nil {
 		return err

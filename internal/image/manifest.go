@@ -53,6 +53,9 @@ func parseDocument(data []byte) (document, error) {
 	if err != nil {
 		return document{}, fmt.Errorf("manifest: %w", err)
 	}
+	if manifest.MediaType == "" {
+		manifest.MediaType = types.OCIManifestSchema1 // which alone may leave it out
+	}
 	return document{manifest: manifest}, checkManifest(manifest)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -40,9 +41,14 @@ func (s *Store) dial(ctx context.Context, repo name.Repository) (*registry, erro
 	if err != nil {
 		return nil, fmt.Errorf("credentials for %s: %w", repo.RegistryStr(), err)
 	}
-	base := http.DefaultTransport.(*http.Transport).Clone() // with the environment's proxy
-	base.DisableCompression = true                          // blobs are to come as they are
-	base.ResponseHeaderTimeout = s.idle
+	base := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: s.idle}).DialContext,
+		TLSHandshakeTimeout:   s.idle,
+		ResponseHeaderTimeout: s.idle,
+		ForceAttemptHTTP2:     true,
+		DisableCompression:    true, // blobs are to come as they are
+	}
 	retrying := transport.NewRetry(base, transport.WithRetryStatusCodes(
 		http.StatusRequestTimeout, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout))
 	authorized, err := transport.NewWithContext(ctx, repo.Registry, auth, transport.NewUserAgent(retrying, "matchlock"),

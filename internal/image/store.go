@@ -145,6 +145,20 @@ func (s *Store) closeSynced(f *os.File) error {
 	return errors.Join(err, f.Close())
 }
 
+// lockIndex takes the store's lock and reads the index.
+func (s *Store) lockIndex(how int) (*v1.IndexManifest, io.Closer, error) {
+	lock, err := s.lock(how)
+	if err != nil {
+		return nil, nil, err
+	}
+	index, err := s.readIndex()
+	if err != nil {
+		lock.Close()
+		return nil, nil, err
+	}
+	return index, lock, nil
+}
+
 // readIndex returns what is in the store by name. The caller holds the lock.
 func (s *Store) readIndex() (*v1.IndexManifest, error) {
 	index := &v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
