@@ -350,9 +350,11 @@ func TestSparseFiles(t *testing.T) {
 	if _, err := f.ReadAt(b[:], blockSize+size/2-1); err != nil || string(b[:]) != "\x00there\x00" {
 		t.Errorf("got %q, %v", b, err)
 	}
-	_, _, err = layer(t, LayerOptions{MaxBytes: size - 1}, sparseTar(t, size))
-	if !errors.Is(err, ErrTooLarge) {
-		t.Errorf("got %v, want %v", err, ErrTooLarge)
+	for _, test := range []struct{ size, limit int64 }{{size, size - 1}, {1 << 44, 0}, {1 << 62, 0}} {
+		_, _, err = layer(t, LayerOptions{MaxBytes: test.limit}, sparseTar(t, test.size))
+		if !errors.Is(err, ErrTooLarge) {
+			t.Errorf("%d bytes, limit %d: got %v, want %v", test.size, test.limit, err, ErrTooLarge)
+		}
 	}
 }
 

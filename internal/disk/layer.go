@@ -171,7 +171,7 @@ func (w *LayerWriter) addTar(r io.Reader) error {
 
 const tarBlock = 512
 
-// endWatcher counts the zeros before the end. A tar ends with two blocks of them, of which everyone does with one; archive/tar can do
+// endWatcher counts the zeros before the end. A tar ends with two blocks of them, and everyone makes do with one; archive/tar can do
 // without, and so would take what was cut off between two entries as whole.
 type endWatcher struct {
 	r     io.Reader
