@@ -51,7 +51,7 @@ func noGuest() error {
 
 // guest returns the guest's /init.
 func (o Options) guest(ctx context.Context) ([]byte, error) {
-	if len(o.Guest) > 0 || o.Backend != nil { // another backend boots what it likes
+	if len(o.Guest) > 0 {
 		return o.Guest, nil
 	}
 	path, err := o.findHelper()

@@ -156,10 +156,6 @@ func (s *Sandbox) start(ctx context.Context) error {
 	if err := state.Sweep(home.Sandboxes()); err != nil {
 		s.options.Logger.Warn("sweeping up after dead sandboxes", "error", err)
 	}
-	guest, err := s.options.guest(ctx)
-	if err != nil {
-		return err
-	}
 	clock.lap("prepare")
 
 	img, err := s.options.image(ctx, home, &s.config)
@@ -196,17 +192,16 @@ func (s *Sandbox) start(ctx context.Context) error {
 
 	backend := s.options.Backend
 	if backend == nil {
-		files, err := s.options.bootFiles(ctx, home, guest)
-		if err != nil {
-			return err
-		}
-		clock.lap("kernel")
 		backend = qemu.New(qemu.Options{
 			Accel:    s.options.Accel,
 			CacheDir: home.Cache,
 			RunDir:   dir.Path(),
 			Logger:   s.options.Logger,
-			Boot:     func(context.Context, string) (qemu.BootFiles, error) { return files, nil },
+			Boot: func(ctx context.Context, _ string) (qemu.BootFiles, error) {
+				clock.lap("host")
+				defer clock.lap("kernel")
+				return s.options.bootFiles(ctx, home)
+			},
 		})
 	}
 	made, err := backend.Create(ctx, vmConfig(dir, &s.config, img.Layers))
@@ -231,7 +226,11 @@ func (s *Sandbox) start(ctx context.Context) error {
 }
 
 // bootFiles finds kernel and initramfs.
-func (o Options) bootFiles(ctx context.Context, home state.Home, guest []byte) (qemu.BootFiles, error) {
+func (o Options) bootFiles(ctx context.Context, home state.Home) (qemu.BootFiles, error) {
+	guest, err := o.guest(ctx)
+	if err != nil {
+		return qemu.BootFiles{}, err
+	}
 	report := newTasks(o.Progress)
 	defer report.end()
 	files, err := boot.Prepare(ctx, boot.Options{

@@ -54,9 +54,11 @@ func flagError(cmd *cobra.Command, err error) error {
 		if number, ok := errors.AsType[*strconv.NumError](cause); ok {
 			cause = number.Err // without the name of strconv's function
 		}
-		err = fmt.Errorf("--%s: %w", invalid.GetFlag().Name, cause)
-		if quoted := strconv.Quote(invalid.GetValue()); !strings.Contains(cause.Error(), quoted) {
-			err = fmt.Errorf("--%s %s: %w", invalid.GetFlag().Name, quoted, cause)
+		name, value := invalid.GetFlag().Name, strconv.Quote(invalid.GetValue())
+		if text := cause.Error(); strings.HasPrefix(text, name+" ") || strings.Contains(text, value) {
+			err = fmt.Errorf("--%s: %w", name, cause)
+		} else {
+			err = fmt.Errorf("--%s %s: %w", name, value, cause)
 		}
 	}
 	return usageError{err, pathOf(cmd)}
@@ -114,7 +116,7 @@ func hintOf(err error) string {
 	if errors.As(err, &hinted) {
 		return hinted.Hint()
 	}
-	if missing, ok := errors.AsType[*image.NotFoundError](err); ok {
+	if missing, ok := errors.AsType[*image.NotFoundError](err); ok && missing.Err == nil {
 		hint := "`matchlock image ls` lists the local ones"
 		if len(missing.Near) > 0 {
 			hint += fmt.Sprintf("; did you mean %q?", missing.Near[0])

@@ -1,0 +1,315 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"matchlock": main})
+}
+
+// TestScripts runs testdata/*.txtar: what users see that needs no VM. Each has
+// a home of its own, and $REGISTRY, a registry in this process with the images
+// of pushImages.
+func TestScripts(t *testing.T) {
+	host := startRegistry(t)
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		Cmds:                commands,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("REGISTRY", host)
+			env.Setenv("ARCH", runtime.GOARCH)
+			return setUp(env)
+		},
+	})
+}
+
+// TestScriptsInVM runs testdata/vm/*.txtar, whose `matchlock run` boots. Each has
+// a home of its own with the image busybox in it, the cache of kernels being
+// shared. Afterwards nothing may be left of its sandboxes.
+func TestScriptsInVM(t *testing.T) {
+	if os.Getenv("MATCHLOCK_TEST_VM") != "1" {
+		t.Skip("boots VMs: runs where MATCHLOCK_TEST_VM=1, as make test sets it")
+	}
+	shared := os.Getenv("MATCHLOCK_TEST_HOME")
+	if shared == "" {
+		t.Fatal("MATCHLOCK_TEST_HOME is not set: run scripts/test-vm.sh")
+	}
+	if guestBinary() == nil {
+		t.Fatal("no guest binary is embedded: make build")
+	}
+	cache := filepath.Join(shared, "home", "cache")
+	if err := os.MkdirAll(cache, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/vm",
+		Cmds:                commands,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("IMAGES", filepath.Join(shared, "images"))
+			if err := setUp(env); err != nil {
+				return err
+			}
+			home := env.Getenv("MATCHLOCK_HOME")
+			env.Defer(func() { leavesNothing(env.T(), home) })
+			if err := os.Mkdir(home, 0o700); err != nil {
+				return err
+			}
+			if err := os.Symlink(cache, filepath.Join(home, "cache")); err != nil {
+				return err
+			}
+			imported := exec.Command("matchlock", "image", "import", "busybox", filepath.Join(shared, "images", "busybox.tar"))
+			imported.Env = env.Vars
+			if out, err := imported.CombinedOutput(); err != nil {
+				return fmt.Errorf("import of busybox: %w: %s", err, out)
+			}
+			return nil
+		},
+	})
+}
+
+// setUp gives a script its home.
+func setUp(env *testscript.Env) error {
+	env.Setenv("MATCHLOCK_HOME", filepath.Join(env.WorkDir, "home"))
+	env.Setenv("TERM", "xterm")
+	return nil
+}
+
+// commands are what scripts have beside testscript's own.
+var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
+	"status": scriptStatus,
+	"upon":   scriptUpon,
+	"mktar":  scriptMktar,
+	"nothing-left": func(ts *testscript.TestScript, neg bool, args []string) {
+		ts.Check(remains(ts.Getenv("MATCHLOCK_HOME")))
+	},
+}
+
+// scriptStatus runs a program and checks its exit status, which may be "any":
+//
+//	status 125 matchlock run nosuch
+func scriptStatus(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N PROGRAM [ARG…]")
+	}
+	checkStatus(ts, ts.Exec(args[1], args[2:]...), args[0])
+}
+
+func checkStatus(ts *testscript.TestScript, err error, want string) {
+	got := 0
+	if err != nil {
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		if !ok {
+			ts.Fatalf("%v", err)
+		}
+		got = exit.ExitCode()
+	}
+	if want != "any" && strconv.Itoa(got) != want {
+		ts.Fatalf("exit status %d, want %s", got, want)
+	}
+}
+
+// scriptUpon runs a program, sends it each signal when its standard output has
+// said the text before it, and checks its exit status:
+//
+//	upon 130 ready INT again INT -- matchlock run busybox …
+func scriptUpon(ts *testscript.TestScript, neg bool, args []string) {
+	split := 0
+	for split < len(args) && args[split] != "--" {
+		split++
+	}
+	if neg || split%2 != 1 || split+1 >= len(args) {
+		ts.Fatalf("usage: upon STATUS {TEXT SIGNAL}… -- PROGRAM [ARG…]")
+	}
+	cmd := exec.Command(args[split+1], args[split+2:]...)
+	cmd.Dir = ts.MkAbs(".")
+	for _, name := range []string{"PATH", "HOME", "MATCHLOCK_HOME", "TERM", "TMPDIR"} {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+	}
+	cmd.Stderr = ts.Stderr()
+	out, err := cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	// A command that says nothing, or does not end, must not hold up the test.
+	overdue := time.AfterFunc(2*time.Minute, func() { cmd.Process.Kill() })
+	defer overdue.Stop()
+	var said bytes.Buffer
+	for pair := args[1:split]; len(pair) > 0; pair = pair[2:] {
+		if err := readUntil(out, &said, pair[0]); err != nil {
+			cmd.Process.Kill()
+			cmd.Wait()
+			ts.Fatalf("waiting for %q: %v; it said %q", pair[0], err, said.String())
+		}
+		ts.Check(cmd.Process.Signal(signalNamed(ts, pair[1])))
+	}
+	_, err = io.Copy(&said, out)
+	ts.Check(err)
+	err = cmd.Wait()
+	ts.Stdout().Write(said.Bytes())
+	checkStatus(ts, err, args[0])
+}
+
+// readUntil reads r into said until it has text beyond what it had.
+func readUntil(r io.Reader, said *bytes.Buffer, text string) error {
+	from := said.Len()
+	buf := make([]byte, 4096)
+	for !strings.Contains(said.String()[from:], text) {
+		n, err := r.Read(buf)
+		said.Write(buf[:n])
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func signalNamed(ts *testscript.TestScript, name string) syscall.Signal {
+	s, ok := map[string]syscall.Signal{
+		"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP, "USR1": syscall.SIGUSR1, "QUIT": syscall.SIGQUIT, "KILL": syscall.SIGKILL,
+	}[name]
+	if !ok {
+		ts.Fatalf("no signal %q", name)
+	}
+	return s
+}
+
+// scriptMktar writes a tar of the files below a folder, all root's:
+//
+//	mktar rootfs.tar rootfs
+func scriptMktar(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: mktar FILE FOLDER")
+	}
+	out, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer out.Close()
+	w := tar.NewWriter(out)
+	ts.Check(w.AddFS(os.DirFS(ts.MkAbs(args[1]))))
+	ts.Check(w.Close())
+}
+
+// leavesNothing fails the test if anything is left of a home's sandboxes.
+func leavesNothing(t testscript.T, home string) {
+	if err := remains(home); err != nil {
+		t.Log(err)
+		t.FailNow()
+	}
+}
+
+// remains says what is left of the sandboxes of a home: folders, or processes
+// that have one of their files open.
+func remains(home string) error {
+	sandboxes := filepath.Join(home, "state", "sandboxes")
+	entries, err := os.ReadDir(sandboxes)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != "lock" {
+			return fmt.Errorf("left behind: %s", filepath.Join(sandboxes, e.Name()))
+		}
+	}
+	open, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return err
+	}
+	for _, fd := range open {
+		if target, err := os.Readlink(fd); err == nil && strings.HasPrefix(target, sandboxes+"/") && !strings.HasPrefix(target, sandboxes+"/lock") {
+			return fmt.Errorf("%s is open by process %s", target, strings.Split(fd, "/")[2])
+		}
+	}
+	return nil
+}
+
+// startRegistry serves a registry with images for scripts to pull, and returns
+// its address.
+func startRegistry(t *testing.T) (host string) {
+	t.Helper()
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(server.Close)
+	host = strings.TrimPrefix(server.URL, "http://")
+	pushImages(t, host)
+	return host
+}
+
+// pushImages pushes tools:1, for this host's processor, and foreign:1, for another.
+func pushImages(t *testing.T, host string) {
+	t.Helper()
+	var content bytes.Buffer
+	w := tar.NewWriter(&content)
+	for _, h := range []*tar.Header{
+		{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "bin/tool", Typeflag: tar.TypeReg, Mode: 0o755, Size: 4},
+	} {
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := io.WriteString(w, "tool"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content.Bytes())), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ref, arch := range map[string]string{"tools:1": runtime.GOARCH, "foreign:1": "s390x"} {
+		img, err := mutate.AppendLayers(empty.Image, layer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		img, err = mutate.ConfigFile(img, &v1.ConfigFile{
+			OS: "linux", Architecture: arch, RootFS: rootFS(t, img), Config: v1.Config{Cmd: []string{"/bin/tool"}, User: "1000", WorkingDir: "/bin"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tag, err := name.ParseReference(host + "/" + ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := remote.Write(tag, img); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func rootFS(t *testing.T, img v1.Image) v1.RootFS {
+	t.Helper()
+	config, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config.RootFS
+}
