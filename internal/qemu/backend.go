@@ -104,10 +104,10 @@ func (b *Backend) acquire(ctx context.Context, h *hypervisor) (link *os.File, ro
 		return nil, "", err
 	}
 	h.hz = boot.HZ
-	if h.kernel, err = os.Open(boot.Kernel); err != nil {
+	if h.kernel, err = memoryCopy("kernel", boot.Kernel); err != nil {
 		return nil, "", fmt.Errorf("kernel: %w", err)
 	}
-	if h.initramfs, err = os.Open(boot.Initramfs); err != nil {
+	if h.initramfs, err = memoryCopy("initramfs", boot.Initramfs); err != nil {
 		return nil, "", fmt.Errorf("initramfs: %w", err)
 	}
 	if h.dir, err = os.MkdirTemp(b.options.RunDir, "vm-"); err != nil {

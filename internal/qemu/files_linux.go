@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 
@@ -17,16 +18,53 @@ const (
 // guestMemory makes the file that the guest's memory is a private mapping of.
 // It stays empty: what the guest writes is its own.
 func guestMemory(megabytes int) (*os.File, error) {
-	fd, err := unix.MemfdCreate("guest-memory", unix.MFD_CLOEXEC)
+	f, err := memoryFile("guest-memory")
 	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
+		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), "guest-memory")
 	if err := f.Truncate(int64(megabytes) << 20); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// memoryCopy copies a file that machines share into memory of one machine's
+// own: a QEMU that its guest has taken over holds no descriptor of the shared
+// one.
+func memoryCopy(name, path string) (*os.File, error) {
+	from, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer from.Close()
+	to, err := memoryFile(name)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.Copy(to, from); err != nil {
+		to.Close()
+		return nil, err
+	}
+	return to, nil
+}
+
+func memoryFile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// empty gives the memory of a memoryCopy back, also of those who have mapped
+// it. They read zeros from then on.
+func empty(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("fallocate", unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, info.Size()))
 }
 
 // socketPair returns a connected pair of unix sockets, ours in the runtime's

@@ -13,7 +13,9 @@ import (
 
 const socketStream, socketDatagram = 0, 0
 
-func guestMemory(int) (*os.File, error) { return nil, errors.ErrUnsupported }
+func memoryCopy(_, _ string) (*os.File, error) { return nil, errors.ErrUnsupported }
+func empty(*os.File) error                     { return errors.ErrUnsupported }
+func guestMemory(int) (*os.File, error)        { return nil, errors.ErrUnsupported }
 func socketPair(int, string) (ours, theirs *os.File, err error) {
 	return nil, nil, errors.ErrUnsupported
 }

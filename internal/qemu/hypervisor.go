@@ -26,7 +26,7 @@ type hypervisor struct {
 	accel             Accel
 	tscKHz            uint64 // 0: the guest finds out itself
 	hz                int
-	kernel, initramfs *os.File
+	kernel, initramfs *os.File // copies in memory, emptied when the guest runs
 	dir               string // private; sockets until they are connected, and the root's copy
 	console           *console
 	disks             []blockDevice
@@ -272,7 +272,9 @@ func (h *hypervisor) channel(ctx context.Context) (*wire.HostMux, error) {
 		return nil, fmt.Errorf("data port: %w", err)
 	}
 	h.mux = mux
-	return mux, nil
+	// The guest runs from its own memory now, and never boots again. QEMU would
+	// keep what it has loaded for as long as it lives.
+	return mux, errors.Join(empty(h.kernel), empty(h.initramfs))
 }
 
 // Close implements machine.Hypervisor.
