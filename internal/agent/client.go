@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"time"
 
@@ -87,6 +88,8 @@ func cause(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	case IsGuestError(err):
 		return err
+	case errors.Is(err, io.EOF):
+		err = io.ErrUnexpectedEOF // the end of the stream is not that of a file
 	}
 	return fmt.Errorf("guest agent: %w", err)
 }

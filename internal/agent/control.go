@@ -152,7 +152,9 @@ type Control struct {
 	next uint64        // the number of the next request
 }
 
-// NewControl returns the host's end. It takes over conn.
+// NewControl returns the host's end. It takes over conn, which must be a socket
+// or the like that holds an answer while nobody reads it: after a request that
+// was given up, the guest may be writing when the next one is written.
 func NewControl(conn net.Conn) *Control {
 	var number [8]byte
 	rand.Read(number[:]) // an answer to a former host's request must not fit

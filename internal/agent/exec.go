@@ -36,7 +36,7 @@ func (c *Client) Exec(ctx context.Context, command string, opts *api.ExecOptions
 	if status := exitStatus(err); status != 0 {
 		exit, err = Exit{Code: status}, notStarted(cmd.Stderr, err, "\n")
 	}
-	if !ended(err) || errors.Is(err, ErrTooLarge) {
+	if !ended(err) {
 		return nil, err
 	}
 	return &api.ExecResult{ExitCode: exit.Code, Stdout: stdout.buf.Bytes(), Stderr: stderr.buf.Bytes(), Duration: exit.Duration}, err

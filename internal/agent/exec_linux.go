@@ -163,10 +163,9 @@ func (c *command) obey(in *wire.FrameReader) {
 		d := wire.NewDecoder(payload)
 		switch kind {
 		case frameStdin:
-			if c.input == nil || !c.input.put(payload) {
+			if d = wire.NewDecoder(nil); c.input == nil || !c.input.put(payload) {
 				d.Fail(errors.New("input that was not agreed on"))
 			}
-			d = wire.NewDecoder(nil)
 		case frameStdinEnd:
 			if c.input != nil {
 				c.input.end()

@@ -107,33 +107,28 @@ func (s *Server) readFile(out *wire.FrameWriter, d *wire.Decoder) error {
 	frame := s.buffers.Get().(*[wire.FrameHeader + chunk]byte)
 	defer s.buffers.Put(frame)
 	space := frame[wire.FrameHeader:]
-	rest := uint64(st.Size)
-	endless := st.Size == 0 // the files of /proc and /sys do not say how much they hold
-	if endless {
-		rest = limit
-	}
-	for {
-		n, err := f.readFull(space[:min(rest, chunk)])
+	// Of a file that grows, no more than it had at the beginning. The files of /proc
+	// and /sys do not say how much they hold: it is read to the end or the limit.
+	size := uint64(st.Size)
+	for total := uint64(0); ; {
+		p := space
+		if size > 0 {
+			p = p[:min(size-total, chunk)]
+		}
+		n, err := f.readFull(p)
 		if err != nil {
 			return &os.PathError{Op: "read", Path: path, Err: err}
 		}
-		if n > 0 {
-			if err := out.WriteFilled(frameData, frame[:wire.FrameHeader+n]); err != nil {
-				return err
-			}
+		if total += uint64(n); total > limit {
+			return pathError("file", path, ErrTooLarge)
 		}
-		rest -= uint64(n)
-		if n < chunk && rest > 0 {
-			break // the end
+		if n == 0 {
+			return out.WriteFrame(frameEnd, nil)
 		}
-		if rest == 0 {
-			if n, _ := f.readFull(space[:1]); n > 0 && endless {
-				return pathError("file", path, ErrTooLarge)
-			}
-			break
+		if err := out.WriteFilled(frameData, frame[:wire.FrameHeader+n]); err != nil {
+			return err
 		}
 	}
-	return out.WriteFrame(frameEnd, nil)
 }
 
 func sendAttributes(out *wire.FrameWriter, st *unix.Stat_t) error {
@@ -212,7 +207,7 @@ func (s *Server) writeFile(in *wire.FrameReader, out *wire.FrameWriter, d *wire.
 		mode = 0o644
 	}
 	cut := strings.LastIndexByte(path, '/')
-	dir, name := path[:cut+1], path[cut+1:]
+	dir, name := path[:max(cut, 1)], path[cut+1:]
 	if name == "" || name == "." || name == ".." {
 		return &os.PathError{Op: "write", Path: path, Err: unix.EISDIR}
 	}
@@ -224,6 +219,10 @@ func (s *Server) writeFile(in *wire.FrameReader, out *wire.FrameWriter, d *wire.
 		return &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(folder)
+	var there unix.Stat_t // rename(2) will say so too, but after the whole transfer
+	if unix.Fstatat(folder, name, &there, unix.AT_SYMLINK_NOFOLLOW) == nil && there.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return &os.PathError{Op: "write", Path: path, Err: unix.EISDIR}
+	}
 	random := make([]byte, 16)
 	rand.Read(random)
 	temp := ".matchlock-" + hex.EncodeToString(random)

@@ -234,7 +234,11 @@ func (s *Session) receive(stdout, stderr io.Writer) {
 		over, err = s.receiveFrame(&outputs)
 	}
 	s.stop()
-	s.call.abort()
+	if err == nil || errors.Is(err, ErrTooLarge) {
+		s.call.conn.Close() // what was sent is still heard
+	} else {
+		s.call.abort()
+	}
 	s.closeStdin(io.ErrClosedPipe)
 	s.mu.Lock()
 	if s.overdue != nil {
@@ -243,6 +247,8 @@ func (s *Session) receive(stdout, stderr io.Writer) {
 	switch {
 	case s.ended != nil:
 		s.err = s.ended
+	case errors.Is(err, ErrTooLarge):
+		s.err = err
 	case err != nil:
 		s.err = cause(context.Background(), err)
 	default:
@@ -302,17 +308,19 @@ func (s *Session) deliver(w io.Writer, payload []byte) error {
 }
 
 // closeOutput has the guest close an output whose writer has failed. A terminal
-// has one only; without it the command is ended.
+// has one only; without it the command is ended. Output that is more than may be
+// held ends the session: a hostile guest would go on for ever.
 func (s *Session) closeOutput(kind byte, err error) error {
+	if errors.Is(err, ErrTooLarge) {
+		s.Signal(sigKill) // if it is not heard the stream's end has the same effect
+		return err
+	}
 	s.mu.Lock()
 	if s.writeErr == nil {
 		s.writeErr = &CopyError{err}
 	}
 	s.mu.Unlock()
-	switch {
-	case errors.Is(err, ErrTooLarge):
-		return s.Signal(sigKill)
-	case s.tty:
+	if s.tty {
 		return s.call.out.WriteFrame(frameTerminate, nil)
 	}
 	return s.call.out.WriteFrame(frameCloseOutput, []byte{kind})
