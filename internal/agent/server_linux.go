@@ -64,7 +64,7 @@ func (s *Server) Serve(mux *wire.GuestMux) error {
 		case port == wire.PortAgent:
 			s.serving.Go(func() { s.ServeConn(in.Accept()) })
 		case port > wire.PortForward && port <= wire.PortForward+65535:
-			s.serving.Go(func() { s.forward(in, port-wire.PortForward) })
+			s.serving.Go(func() { s.forward(in, uint16(port-wire.PortForward)) })
 		default:
 			in.Refuse("no service at port " + strconv.FormatUint(uint64(port), 10))
 		}
