@@ -31,8 +31,9 @@ func Main() error {
 		}
 		return errors.New("this is the init of a matchlock guest; it runs as PID 1 only")
 	}
-	// Unhandled, these would end the runtime and with it the machine.
-	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2)
+	// Unhandled, these would end the runtime and with it the machine. They are
+	// caught and dropped, not ignored: commands would inherit that.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2)
 	unix.Umask(0o022)
 	if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 1024, Max: maxOpenFiles}); err != nil {
 		return err

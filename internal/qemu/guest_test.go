@@ -114,6 +114,7 @@ func TestVMConfinement(t *testing.T) {
 		{name: "no layers", line: "ls /lower /upper", want: "ls: …", fails: true},
 		{name: "the agent is nobody's", line: "cat /proc/1/environ || readlink /proc/1/fd/3 || ls /proc/1/root/", want: "cat: …", fails: true},
 		{name: "PID 1 takes no signal", line: "kill -TERM 1; kill -HUP 1; kill -USR1 1; echo alive", want: "alive"},
+		{name: "signals as a program expects them", line: "grep -E 'Sig(Blk|Ign)' /proc/self/status | cut -f2 | uniq", want: "0000000000000000"},
 		{name: "root", line: "awk '$2 == \"/\" { print $3 }' /proc/mounts", want: "overlay"},
 		{name: "environment", line: `echo "$A $B $C"`, want: "config boot boot"},
 		{name: "hosts", line: "tail -n 3 /etc/hosts | tr '\\t\\n' '  '", want: "192.168.100.2 held 10.1.2.3 db 10.1.2.4 cache"},
