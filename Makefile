@@ -53,10 +53,13 @@ long: build ## the tests too long for `make test`, N times or of size N (default
 fuzz: ## each fuzz test for FUZZTIME (default 30s); ARGS=./internal/wire narrows them
 	scripts/fuzz.sh $(or $(FUZZTIME),30s) $(ARGS)
 
+bench: setup-bench build ## what matchlock costs, beside other things; ARGS='-run exec -n 5' narrows it
+	@go run ./bench $(ARGS)
+
 setup-run setup-test setup-bench: setup-%: # the Debian packages that are missing
 	@scripts/setup.sh $*
 
 clean: ## what was built here; caches and images stay
 	rm -rf bin cmd/matchlock/guest/matchlock-guest
 
-.PHONY: help hello build test lint test-plain test-vm long fuzz setup-run setup-test setup-bench clean
+.PHONY: help hello build test lint test-plain test-vm long fuzz bench setup-run setup-test setup-bench clean

@@ -9,6 +9,7 @@
 #
 #	images/busybox.tar      root file system of the starter image
 #	images/debian-12.tar    root file system of Debian 12 with python3, git, curl, openssl
+#	images/debian-12        OCI layout of it, for `make bench`
 #	images/layers-60        OCI layout of 60 layers, see scripts/oci-image.sh
 #	tools/                  programs that are unpacked, not installed
 #	home/                   a MATCHLOCK_HOME that tests may share, for the kernel in it

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestMeterForgetsTheFirstRound(t *testing.T) {
+	m := newMeter(benchmark{times: 2, lines: make([]line, 1)}, 3)
+	value := 0.0
+	for m.loop() {
+		m.record(0, value)
+		value++
+	}
+	if diff := cmp.Diff([][]float64{{1, 2, 3, 4, 5, 6}}, m.samples); diff != "" {
+		t.Errorf("samples of 2 × 3 rounds (-want +got):\n%s", diff)
+	}
+}
+
+func TestTable(t *testing.T) {
+	tests := []struct {
+		name    string
+		bench   benchmark
+		samples [][]float64
+		want    string
+	}{
+		{
+			name:    "limit met, even count",
+			bench:   benchmark{name: "start", unit: "ms", lines: []line{{what: "run"}, {what: "bare", limit: 2}}},
+			samples: [][]float64{{4000, 1000, 3100, 2900}, {2000, 3000, 1000, 2000}},
+			want: `
+				start run 3000 ms 1000–4000 4
+				bare 2000 ms 1000–3000 4 1.50× ≤ 2×`,
+		},
+		{
+			name:    "ratio missed",
+			bench:   benchmark{name: "import", unit: "ms", lines: []line{{what: "ours"}, {what: "theirs", limit: 0.4}}},
+			samples: [][]float64{{50.04}, {100}},
+			want: `
+				import ours 50.0 ms 50.0–50.0 1
+				theirs 100 ms 100–100 1 0.50× ≤ 0.4× MISSED`,
+		},
+		{
+			name:    "own limit missed, part without ratio",
+			bench:   benchmark{name: "memory", unit: "MB", lines: []line{{what: "all", limit: 70}, {what: "of it", part: true}}},
+			samples: [][]float64{{70.5, 80, 60}, {1.234, 1, 2}},
+			want: `
+				memory all 70.5 MB 60.0–80.0 3 ≤ 70 MB MISSED
+				of it 1.23 MB 1.00–2.00 3`,
+		},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			var got strings.Builder
+			printTable(&got, results(test.bench, test.samples))
+			if diff := cmp.Diff(strings.Fields(test.want), strings.Fields(got.String())); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestJSON(t *testing.T) {
+	b := benchmark{name: "exec", unit: "ms", lines: []line{{what: "guest", limit: 20}, {what: "host"}}}
+	var got strings.Builder
+	printJSON(&got, results(b, [][]float64{{8}, {2}}))
+	want := `{"benchmark":"exec","what":"guest","unit":"ms","median":8,"min":8,"max":8,"n":1,"limit":20,"met":true}
+{"benchmark":"exec","what":"host","unit":"ms","median":2,"min":2,"max":2,"n":1,"ratio":4}
+`
+	if diff := cmp.Diff(want, got.String()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestBareArgs(t *testing.T) {
+	ours := []string{
+		"qemu", "-no-reboot", "-name", "x", "-M", "microvm,memory-backend=mem0,rtc=off", "-m", "512", "-object", "memory-backend-file,id=mem0",
+		"-cpu", "max", "-kernel", "/proc/self/fd/4", "-append", "quiet panic=-1", "-device", "virtio-serial-device", "-sandbox", "on", "",
+	}
+	want := []string{
+		"-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
+		"-M", "microvm,rtc=off", "-m", "512", "-cpu", "max", "-append", "quiet panic=-1",
+	}
+	if diff := cmp.Diff(want, bareArgs(ours)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+const smaps = `7f0000000000-7f0020000000 rw-p 00000000 00:01 2055       /memfd:guest-memory (deleted)
+Size:             524288 kB
+Rss:              100000 kB
+VmFlags: rd wr mr mw me ac sd
+7f0020000000-7f0020021000 rw-p 00000000 00:00 0
+Rss:                1000 kB
+7f0030000000-7f0030021000 r-xp 00000000 08:01 77         /usr/lib/a library.so
+Rss:                2000 kB
+7f0040000000-7f0040021000 rw-p 00000000 00:01 2055       /memfd:guest-memory-not (deleted)
+Rss:                4000 kB
+`
+
+func TestResidentMB(t *testing.T) {
+	for _, test := range []struct {
+		without string
+		kB      float64
+	}{{"", 107000}, {guestMemory, 7000}} {
+		got, err := residentMB(strings.NewReader(smaps), test.without)
+		if want := test.kB * 1024 / 1e6; err != nil || got-want > 1e-6 || want-got > 1e-6 {
+			t.Errorf("without %q: %v MB, %v; want %v", test.without, got, err, want)
+		}
+	}
+	if got, err := residentMB(strings.NewReader(smaps), "/memfd:gone"); err == nil {
+		t.Errorf("without a mapping that is not there: %v MB, want an error", got)
+	}
+}

@@ -1,0 +1,125 @@
+// Command bench measures matchlock beside what one would compare it with.
+//
+//	go run ./bench [-run REGEXP] [-n N] [-json]
+//
+// Everything is measured in one run and takes turns, after one round to warm
+// up, so that what else the machine does falls on all alike: read the ratios,
+// not the milliseconds. It is no test: a limit that is missed is marked and
+// fails nothing.
+//
+// It runs in the top folder of the sources, after `make build`, on Linux.
+// Images that are slow to make are kept in MATCHLOCK_TEST_HOME, as they are for
+// the tests; all else is gone when it ends.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"slices"
+	"syscall"
+)
+
+// benchmarks are all there are. A further one is an entry here and a function.
+var benchmarks = []benchmark{
+	{
+		name: "start", unit: "ms", measure: start,
+		lines: []line{
+			{what: "cold `matchlock run busybox true`, until it exits"},
+			{what: "bare boot of the same kernel, until it prints", limit: 2},
+		},
+	},
+	{
+		name: "exec", unit: "ms", times: 10, measure: execRoundTrip,
+		lines: []line{
+			{what: "/bin/true in a running sandbox", limit: 20},
+			{what: "/bin/true on the host"},
+		},
+	},
+	{
+		name: "import", unit: "ms", measure: importLayer,
+		lines: []line{
+			{what: "`matchlock image import` of a 210 MB layer"},
+			{what: "`umoci unpack`", limit: 0.4},
+			{what: "`tar xzf`"},
+		},
+	},
+	{
+		name: "output", unit: "MB/s", measure: output,
+		lines: []line{
+			{what: "256 MiB written by a guest's command"},
+			{what: "by the same command on the host"},
+		},
+	},
+	{
+		name: "memory", unit: "MB", measure: memory,
+		lines: []line{
+			{what: "an idle sandbox, without the guest's memory", limit: 70},
+			{what: "of it QEMU", part: true},
+			{what: "of it the supervisor", part: true},
+		},
+	},
+}
+
+func main() {
+	run := flag.String("run", "", "measure only what this `regexp` matches")
+	n := flag.Int("n", 10, "`rounds` to count, after one to warm up")
+	asJSON := flag.Bool("json", false, "print one JSON object for each line of the table")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: bench [-run REGEXP] [-n N] [-json]")
+		flag.PrintDefaults()
+		for _, b := range benchmarks {
+			fmt.Fprintf(flag.CommandLine.Output(), "%8s  %s\n", b.name, b.lines[0].what)
+		}
+	}
+	flag.Parse()
+	pattern, err := regexp.Compile(*run)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
+	selected := slices.DeleteFunc(slices.Clone(benchmarks), func(b benchmark) bool { return !pattern.MatchString(b.name) })
+	if len(selected) == 0 || *n < 1 || flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	defer stop()
+	if !benchAll(ctx, selected, *n, *asJSON) {
+		os.Exit(1)
+	}
+}
+
+// benchAll measures and prints one after the other, and reports whether all
+// could be measured.
+func benchAll(ctx context.Context, selected []benchmark, n int, asJSON bool) bool {
+	p, err := newPlace(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return false
+	}
+	defer p.close()
+	show := printTable
+	if asJSON {
+		show = printJSON
+	} else {
+		fmt.Println(p.describe(ctx))
+		printHeading(os.Stdout)
+	}
+	ok := true
+	for _, b := range selected {
+		m := newMeter(b, n)
+		if err := b.measure(ctx, p, m); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %s: %v\n", b.name, err)
+			if ok = false; ctx.Err() != nil {
+				break
+			}
+			continue
+		}
+		show(os.Stdout, results(b, m.samples))
+	}
+	return ok
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// start measures a whole `matchlock run` beside the least that boots.
+func start(ctx context.Context, p *place, m *meter) error {
+	bare, err := newBareMachine(ctx, p)
+	if err != nil {
+		return err
+	}
+	for m.loop() {
+		if err := m.time(0, func() error { return run(ctx, p.matchlock, "run", "busybox", "true") }); err != nil {
+			return err
+		}
+		took, err := bare.boot(ctx)
+		if err != nil {
+			return err
+		}
+		m.record(1, milliseconds(took))
+	}
+	return nil
+}
+
+// A bareMachine is matchlock's without what is matchlock's: the same QEMU,
+// accelerator, machine, memory, processors, kernel and kernel arguments, and
+// an initramfs of busybox alone; no disk, no network, no channel.
+type bareMachine struct {
+	qemu string
+	args []string
+}
+
+// up is what the bare machine prints when it is up.
+const up = "the bare machine is up"
+
+const bootDeadline = 2 * time.Minute
+
+// newBareMachine reads off a sandbox what a machine of ours is made of.
+func newBareMachine(ctx context.Context, p *place) (*bareMachine, error) {
+	initramfs, err := bareInitramfs(ctx, p.dir)
+	if err != nil {
+		return nil, err
+	}
+	idle, err := p.idle(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer idle.close()
+	qemu, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", idle.qemu))
+	if err != nil {
+		return nil, err
+	}
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", idle.qemu))
+	if err != nil {
+		return nil, err
+	}
+	// The sandbox itself has but a copy of the kernel.
+	kernels, err := filepath.Glob(filepath.Join(p.cache, "kernels", idle.release+"-*", "vmlinux"))
+	if err != nil || len(kernels) != 1 {
+		return nil, fmt.Errorf("%s: %d kernels %s, want 1", p.cache, len(kernels), idle.release)
+	}
+	return &bareMachine{qemu, append(bareArgs(strings.Split(string(cmdline), "\x00")), "-kernel", kernels[0], "-initrd", initramfs)}, nil
+}
+
+// bareArgs takes from QEMU's arguments those that say what the machine is.
+func bareArgs(args []string) []string {
+	bare := []string{"-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"}
+	for i, option := range args[:len(args)-1] {
+		value := args[i+1]
+		switch option {
+		case "-M":
+			properties := slices.DeleteFunc(strings.Split(value, ","), func(p string) bool {
+				return strings.HasPrefix(p, "memory-backend=") // names an -object
+			})
+			bare = append(bare, option, strings.Join(properties, ","))
+		case "-m", "-smp", "-accel", "-cpu", "-append":
+			bare = append(bare, option, value)
+		}
+	}
+	return bare
+}
+
+// bareInitramfs makes an initramfs of busybox and an /init that says that the machine is up.
+func bareInitramfs(ctx context.Context, dir string) (string, error) {
+	path := filepath.Join(dir, "bare.cpio")
+	return path, run(ctx, "sh", "-ec", `
+		mkdir -p "$0/bare/bin"
+		cd "$0/bare"
+		cp "$(command -v busybox)" bin/busybox
+		printf '#!/bin/busybox sh\necho "%s"\nexec /bin/busybox sleep 1000\n' "$2" >init
+		chmod 0755 init
+		find . | cpio --quiet --create --format=newc --owner=0:0 >"$1"`, dir, path, up)
+}
+
+// boot returns how long it took until the machine was up.
+func (b *bareMachine) boot(ctx context.Context) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, bootDeadline)
+	defer cancel()
+	var stderr bytes.Buffer
+	qemu := exec.CommandContext(ctx, b.qemu, b.args...)
+	qemu.Stderr = &stderr
+	console, err := qemu.StdoutPipe()
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	if err := qemu.Start(); err != nil {
+		return 0, err
+	}
+	lines := bufio.NewScanner(console)
+	for lines.Scan() {
+		if strings.Contains(lines.Text(), up) {
+			took := time.Since(began)
+			qemu.Process.Kill()
+			qemu.Wait() // it was killed
+			return took, nil
+		}
+	}
+	return 0, fmt.Errorf("the bare machine did not come up: %v: %s", qemu.Wait(), bytes.TrimSpace(stderr.Bytes()))
+}
