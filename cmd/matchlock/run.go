@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"os/signal"
@@ -235,16 +236,20 @@ func runMain(ctx context.Context, sb *sandbox.Sandbox, stdio stdio) error {
 	detach := context.AfterFunc(ctx, func() { end(context.Cause(ctx)) })
 
 	main := sb.Main(mainCtx)
+	started := make(chan struct{})
+	main.Stdout, main.Stderr = &gate{os.Stdout, started}, &gate{os.Stderr, started}
 	restore, err := stdio.connect(main)
 	if err != nil {
 		return err
 	}
 	defer restore()
-	if err := main.Start(); err != nil {
+	err = main.Start()
+	detach()
+	close(started)
+	if err != nil {
 		restore()
 		return statusOf(err)
 	}
-	detach()
 	if stdio.tty {
 		defer followSize(main)()
 	}
@@ -258,6 +263,18 @@ func runMain(ctx context.Context, sb *sandbox.Sandbox, stdio stdio) error {
 	}
 	restore()
 	return statusOf(err)
+}
+
+// gate holds output back until the command counts as started: who has seen some
+// of it can rely on signals being the command's.
+type gate struct {
+	out     io.Writer
+	started <-chan struct{}
+}
+
+func (g *gate) Write(p []byte) (int, error) {
+	<-g.started
+	return g.out.Write(p)
 }
 
 // statusOf is the end of a command as the end of this program.

@@ -110,8 +110,11 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"upon":   scriptUpon,
 	"mktar":  scriptMktar,
 	"nothing-left": func(ts *testscript.TestScript, neg bool, args []string) {
-		ts.Check(remains(ts.Getenv("MATCHLOCK_HOME")))
+		if err := remains(ts.Getenv("MATCHLOCK_HOME")); (err != nil) != neg {
+			ts.Fatalf("sandboxes: %v", err)
+		}
 	},
+	"machine-ends": scriptMachineEnds,
 }
 
 // scriptStatus runs a program and checks its exit status, which may be "any":
@@ -202,6 +205,19 @@ func signalNamed(ts *testscript.TestScript, name string) syscall.Signal {
 	return s
 }
 
+// scriptMachineEnds checks that within a second no process is left that has a
+// file of a sandbox open, which a hypervisor has for as long as it lives.
+func scriptMachineEnds(ts *testscript.TestScript, neg bool, args []string) {
+	home := ts.Getenv("MATCHLOCK_HOME")
+	deadline := time.Now().Add(time.Second)
+	for err := openFiles(home); err != nil; err = openFiles(home) {
+		if time.Now().After(deadline) {
+			ts.Fatalf("%v", err)
+		}
+		time.Sleep(5 * time.Millisecond) // nothing tells of a stranger's end
+	}
+}
+
 // scriptMktar writes a tar of the files below a folder, all root's:
 //
 //	mktar rootfs.tar rootfs
@@ -238,6 +254,12 @@ func remains(home string) error {
 			return fmt.Errorf("left behind: %s", filepath.Join(sandboxes, e.Name()))
 		}
 	}
+	return openFiles(home)
+}
+
+// openFiles says which process has a file of a home's sandboxes open.
+func openFiles(home string) error {
+	sandboxes := filepath.Join(home, "state", "sandboxes")
 	open, err := filepath.Glob("/proc/[0-9]*/fd/*")
 	if err != nil {
 		return err

@@ -35,7 +35,7 @@ func (f *runFlags) stdio() stdio {
 // connect gives the command what it is to have. restore undoes what that does to
 // our terminal; it may be called again.
 func (s stdio) connect(cmd *sandbox.Cmd) (restore func(), err error) {
-	cmd.Stdout, cmd.Stderr, cmd.Tty = os.Stdout, os.Stderr, s.tty
+	cmd.Tty = s.tty
 	if s.in {
 		cmd.Stdin = os.Stdin
 	}
