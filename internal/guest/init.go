@@ -53,11 +53,9 @@ func Main() error {
 	if err != nil {
 		return err
 	}
-	ph("mounted")
 	if err := loadModules("/modules"); err != nil {
 		return err
 	}
-	ph("modules")
 	control, err := openPort(devices, wire.ControlPortName)
 	if err != nil {
 		return err
@@ -299,5 +297,3 @@ func fatal(err error) {
 	fmt.Fprintln(os.Stderr, "matchlock-guest:", err)
 	os.Exit(1)
 }
-
-func ph(n string) { var t unix.Timespec; unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); fmt.Fprintln(os.Stderr, "PH", n, t.Nano()/1000000) }
