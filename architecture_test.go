@@ -23,7 +23,7 @@ const module = "github.com/matchlock/matchlock"
 var arrows = map[string]struct{ ours, outside string }{
 	"api":     {},
 	"vm":      {ours: "api"},
-	"sandbox": {ours: "api vm internal/agent internal/boot internal/disk internal/image internal/machine internal/qemu internal/state internal/wire"},
+	"sandbox": {ours: "api vm internal/agent internal/boot internal/disk internal/hostfs internal/image internal/machine internal/qemu internal/state internal/wire"},
 
 	"cmd/matchlock":       {ours: "api sandbox internal/image internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term"},
 	"cmd/matchlock-guest": {ours: "internal/guest"},
@@ -34,10 +34,11 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/machine internal/wire", outside: "golang.org/x/sys"},
 	"internal/guest":   {ours: "api internal/agent internal/wire", outside: "golang.org/x/sys"},
 
-	"internal/boot":  {ours: "internal/wire", outside: "github.com/klauspost/compress github.com/pierrec/lz4/v4 github.com/ulikunitz/xz"},
-	"internal/disk":  {outside: "golang.org/x/sys"},
-	"internal/image": {ours: "api internal/disk", outside: "github.com/google/go-containerregistry github.com/klauspost/compress github.com/ulikunitz/xz"},
-	"internal/state": {ours: "api", outside: "golang.org/x/sys"},
+	"internal/hostfs": {},
+	"internal/boot":   {ours: "internal/wire", outside: "github.com/klauspost/compress github.com/pierrec/lz4/v4 github.com/ulikunitz/xz"},
+	"internal/disk":   {outside: "golang.org/x/sys"},
+	"internal/image":  {ours: "api internal/disk", outside: "github.com/google/go-containerregistry github.com/klauspost/compress github.com/ulikunitz/xz"},
+	"internal/state":  {ours: "internal/hostfs"},
 
 	"bench":     {ours: "api sandbox"},
 	"vm/vmtest": {ours: "api vm internal/agent internal/machine internal/wire"},

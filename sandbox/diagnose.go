@@ -13,6 +13,7 @@ import (
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/boot"
 	"github.com/matchlock/matchlock/internal/disk"
+	"github.com/matchlock/matchlock/internal/hostfs"
 	"github.com/matchlock/matchlock/internal/qemu"
 	"github.com/matchlock/matchlock/internal/state"
 	"github.com/matchlock/matchlock/internal/wire"
@@ -137,7 +138,7 @@ func (d *diagnosis) checkKernel(cache string) {
 
 // checkScratch makes an empty disk, which needs mkfs.ext4 the first time.
 func (d *diagnosis) checkScratch(ctx context.Context, home state.Home) {
-	err := state.Private(home.Disks())
+	err := hostfs.Private(home.Disks())
 	var dir string
 	if err == nil {
 		dir, err = os.MkdirTemp(home.Disks(), ".diagnose-*")

@@ -34,6 +34,7 @@ import (
 	"github.com/matchlock/matchlock/internal/agent"
 	"github.com/matchlock/matchlock/internal/boot"
 	"github.com/matchlock/matchlock/internal/disk"
+	"github.com/matchlock/matchlock/internal/hostfs"
 	"github.com/matchlock/matchlock/internal/image"
 	"github.com/matchlock/matchlock/internal/machine"
 	"github.com/matchlock/matchlock/internal/qemu"
@@ -251,7 +252,7 @@ const scratchName = "upper.ext4"
 
 func (s *Sandbox) createScratch(ctx context.Context, home state.Home, dir *state.Dir) error {
 	cache := home.Disks()
-	if err := state.Private(cache); err != nil {
+	if err := hostfs.Private(cache); err != nil {
 		return err
 	}
 	return withHint(disk.CreateScratch(ctx, dir.Path(scratchName), s.config.DiskSize, cache))

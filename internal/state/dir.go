@@ -1,6 +1,7 @@
 package state
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"io/fs"
@@ -8,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"github.com/matchlock/matchlock/internal/hostfs"
 )
 
 // Names beside the sandboxes' folders. Neither is an id.
@@ -30,7 +33,7 @@ type Dir struct {
 // Create makes the folder of a new sandbox, mode 0700, below sandboxes and
 // holds its lock until Close, or until this process is gone.
 func Create(sandboxes string) (*Dir, error) {
-	if err := Private(sandboxes); err != nil {
+	if err := hostfs.Private(sandboxes); err != nil {
 		return nil, err
 	}
 	// Shared with all who create: a sweep, which takes the gate for itself, never
@@ -45,7 +48,7 @@ func Create(sandboxes string) (*Dir, error) {
 	if err := os.Mkdir(d.path, 0o700); err != nil {
 		return nil, err
 	}
-	if d.lock, err = flock(filepath.Join(d.path, lockName), os.O_CREATE, syscall.LOCK_EX); err != nil {
+	if d.lock, err = hostfs.Lock(context.Background(), filepath.Join(d.path, lockName), os.O_RDWR|os.O_CREATE, syscall.LOCK_EX); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(d.path))
 	}
 	return d, nil
@@ -119,7 +122,7 @@ func condemn(sandboxes string) (dead []string, err error) {
 // it is alive.
 func alive(path string) bool {
 	// Shared, so that of two who ask at once neither is taken for its supervisor.
-	lock, err := flock(filepath.Join(path, lockName), 0, syscall.LOCK_SH|syscall.LOCK_NB)
+	lock, err := hostfs.Lock(context.Background(), filepath.Join(path, lockName), os.O_RDWR, syscall.LOCK_SH|syscall.LOCK_NB)
 	if err != nil {
 		return !errors.Is(err, fs.ErrNotExist)
 	}
@@ -128,32 +131,13 @@ func alive(path string) bool {
 }
 
 // openGate takes the lock beside the sandboxes' folders: shared to make one,
-// exclusive to decide which are dead.
+// exclusive to decide which are dead. Either takes a moment.
 func openGate(sandboxes string, how int) (*os.File, error) {
-	flag := 0
+	flags := os.O_RDWR
 	if how == syscall.LOCK_SH {
-		flag = os.O_CREATE
+		flags |= os.O_CREATE
 	}
-	return flock(filepath.Join(sandboxes, gateName), flag, how)
-}
-
-// flock opens a file, made if flag says so, and locks it; closing it gives the
-// lock back.
-func flock(path string, flag, how int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|flag, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := syscall.Flock(int(f.Fd()), how)
-		if err == nil {
-			return f, nil
-		}
-		if err != syscall.EINTR {
-			f.Close()
-			return nil, &fs.PathError{Op: "flock", Path: path, Err: err}
-		}
-	}
+	return hostfs.Lock(context.Background(), filepath.Join(sandboxes, gateName), flags, how)
 }
 
 // newID returns a random id. 36^12 of them make collisions no concern; were

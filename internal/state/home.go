@@ -1,12 +1,9 @@
 package state
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
-	"syscall"
+
+	"github.com/matchlock/matchlock/internal/hostfs"
 )
 
 // Home is where one user's things are. All of it may be deleted while nothing
@@ -41,7 +38,7 @@ func Find(getenv func(string) string) (Home, error) {
 	}
 	for _, path := range home.folders() {
 		if !filepath.IsAbs(path) {
-			return Home{}, &HomeError{Path: path, Fault: "cannot be placed: neither MATCHLOCK_HOME nor HOME is set", Fix: "set MATCHLOCK_HOME to a folder of yours"}
+			return Home{}, &hostfs.FolderError{Path: path, Fault: "cannot be placed: neither MATCHLOCK_HOME nor HOME is set", Fix: "set MATCHLOCK_HOME to a folder of yours"}
 		}
 	}
 	return home, nil
@@ -59,14 +56,15 @@ func At(root string) (Home, error) {
 
 func (h Home) folders() []string { return []string{h.Data, h.Cache, h.State} }
 
-// Open makes the folders that are missing and checks all of them, as Private does.
+// Open makes the folders that are missing and checks all of them, as
+// hostfs.Private does.
 func (h Home) Open() error {
 	dirs := h.folders()
 	if h.root != "" {
 		dirs = append([]string{h.root}, dirs...)
 	}
 	for _, dir := range dirs {
-		if err := Private(dir); err != nil {
+		if err := hostfs.Private(dir); err != nil {
 			return err
 		}
 	}
@@ -81,47 +79,3 @@ func (h Home) Disks() string { return filepath.Join(h.Cache, "disks") }
 
 // Sandboxes is the folder of the sandboxes' folders.
 func (h Home) Sandboxes() string { return filepath.Join(h.State, "sandboxes") }
-
-// Private makes dir, with mode 0700, unless it is there. One that belongs to
-// another user or that others may write is a *HomeError: what lies in it would
-// be run as root of a guest, or believed to be ours.
-func Private(dir string) error {
-	// What is there may be a link of the user's to a larger disk; what counts is
-	// where it leads.
-	info, err := os.Stat(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-		info, err = os.Stat(dir)
-	}
-	if err != nil {
-		return err
-	}
-	if !info.IsDir() {
-		return &HomeError{Path: dir, Fault: "is not a folder", Fix: "move it away"}
-	}
-	if owner := info.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
-		return &HomeError{
-			Path:  dir,
-			Fault: fmt.Sprintf("belongs to user %d, and this is user %d", owner, os.Geteuid()),
-			Fix:   "run matchlock as the folder's owner, or set MATCHLOCK_HOME to a folder of your own",
-		}
-	}
-	if mode := info.Mode().Perm(); mode&0o022 != 0 {
-		return &HomeError{Path: dir, Fault: fmt.Sprintf("may be written by others (mode %04o)", mode), Fix: "chmod go-w " + dir}
-	}
-	return nil
-}
-
-// HomeError is a folder of ours that cannot be trusted.
-type HomeError struct {
-	Path  string
-	Fault string // follows the path in a sentence
-	Fix   string // what the user can do about it
-}
-
-func (e *HomeError) Error() string { return fmt.Sprintf("folder %s %s", e.Path, e.Fault) }
-
-// Hint is the way out.
-func (e *HomeError) Hint() string { return e.Fix }

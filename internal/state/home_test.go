@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/matchlock/matchlock/internal/hostfs"
 )
 
 func TestFind(t *testing.T) {
@@ -41,9 +43,9 @@ func TestFind(t *testing.T) {
 
 func TestFindNowhere(t *testing.T) {
 	_, err := Find(func(string) string { return "" })
-	var fault *HomeError
+	var fault *hostfs.FolderError
 	if !errors.As(err, &fault) || !strings.Contains(fault.Hint(), "MATCHLOCK_HOME") {
-		t.Errorf("Find without HOME = %v, want a HomeError whose hint names MATCHLOCK_HOME", err)
+		t.Errorf("Find without HOME = %v, want a FolderError whose hint names MATCHLOCK_HOME", err)
 	}
 }
 
@@ -69,50 +71,24 @@ func TestOpenMakesPrivateFolders(t *testing.T) {
 	}
 }
 
+// Each of the folders is checked, as hostfs.Private does.
 func TestOpenRefuses(t *testing.T) {
-	for _, tt := range []struct {
-		name  string
-		spoil func(t *testing.T, root string)
-		want  string // in the error
-		hint  string // in the hint
-	}{
-		{"others may write", func(t *testing.T, root string) { chmod(t, root, 0o777) }, "may be written by others (mode 0777)", "chmod go-w"},
-		{"others may write to the cache", func(t *testing.T, root string) {
-			mkdir(t, filepath.Join(root, "cache"))
-			chmod(t, filepath.Join(root, "cache"), 0o770)
-		}, "cache may be written by others", "chmod go-w"},
-		{"a file in the way", func(t *testing.T, root string) {
-			if err := os.WriteFile(filepath.Join(root, "state"), nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}, "state is not a folder", "move it away"},
-		{"of another user", func(t *testing.T, root string) {
-			// As root anybody's will do; else root's.
-			if os.Geteuid() == 0 {
-				mkdir(t, filepath.Join(root, "data"))
-				if err := os.Chown(filepath.Join(root, "data"), 12345, 12345); err != nil {
-					t.Fatal(err)
-				}
-			} else if err := os.Symlink("/etc", filepath.Join(root, "data")); err != nil {
-				t.Fatal(err)
-			}
-		}, "belongs to user", "MATCHLOCK_HOME"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
+	for _, spoilt := range []string{"", "data", "cache", "state"} {
+		t.Run("home/"+spoilt, func(t *testing.T) {
 			root := t.TempDir()
 			chmod(t, root, 0o700)
-			tt.spoil(t, root)
 			home, err := At(root)
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = home.Open()
-			var fault *HomeError
-			if !errors.As(err, &fault) {
-				t.Fatalf("Open = %v, want a HomeError", err)
+			if err := home.Open(); err != nil {
+				t.Fatal(err)
 			}
-			if !strings.Contains(err.Error(), tt.want) || !strings.Contains(fault.Hint(), tt.hint) {
-				t.Errorf("Open = %q, hint %q; want %q and %q in them", err, fault.Hint(), tt.want, tt.hint)
+			chmod(t, filepath.Join(root, spoilt), 0o770)
+			err = home.Open()
+			var fault *hostfs.FolderError
+			if !errors.As(err, &fault) || fault.Path != filepath.Join(root, spoilt) {
+				t.Errorf("Open = %v, want a FolderError of %q", err, filepath.Join(root, spoilt))
 			}
 		})
 	}
