@@ -224,7 +224,7 @@ func (c *Config) checkPaths() error {
 		}
 	}
 	if c.Workspace != "" || c.UseInterception {
-		errs = append(errs, fmt.Errorf("Workspace and UseInterception: %w in this version", errors.ErrUnsupported))
+		errs = append(errs, fmt.Errorf("fields Workspace and UseInterception: %w in this version", errors.ErrUnsupported))
 	}
 	return errors.Join(errs...)
 }

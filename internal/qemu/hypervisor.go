@@ -27,7 +27,7 @@ type hypervisor struct {
 	tscKHz            uint64 // 0: the guest finds out itself
 	hz                int
 	kernel, initramfs *os.File // copies in memory, emptied when the guest runs
-	dir               string // private; sockets until they are connected, and the root's copy
+	dir               string   // private; sockets until they are connected, and the root's copy
 	console           *console
 	disks             []blockDevice
 	link              *os.File // the guest's end; nil: no network
