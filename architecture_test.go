@@ -31,13 +31,13 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/wire":    {},
 	"internal/agent":   {ours: "api internal/wire", outside: "github.com/creack/pty"},
 	"internal/machine": {ours: "api vm internal/agent internal/wire"},
-	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/machine internal/wire", outside: "golang.org/x/sys"},
+	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/hostfs internal/machine internal/wire", outside: "golang.org/x/sys"},
 	"internal/guest":   {ours: "api internal/agent internal/wire", outside: "golang.org/x/sys"},
 
 	"internal/hostfs": {},
-	"internal/boot":   {ours: "internal/wire", outside: "github.com/klauspost/compress github.com/pierrec/lz4/v4 github.com/ulikunitz/xz"},
-	"internal/disk":   {outside: "golang.org/x/sys"},
-	"internal/image":  {ours: "api internal/disk", outside: "github.com/google/go-containerregistry github.com/klauspost/compress github.com/ulikunitz/xz"},
+	"internal/boot":   {ours: "internal/hostfs", outside: "github.com/klauspost/compress github.com/pierrec/lz4/v4 github.com/ulikunitz/xz"},
+	"internal/disk":   {ours: "internal/hostfs", outside: "golang.org/x/sys"},
+	"internal/image":  {ours: "api internal/disk internal/hostfs", outside: "github.com/google/go-containerregistry github.com/klauspost/compress github.com/ulikunitz/xz"},
 	"internal/state":  {ours: "internal/hostfs"},
 
 	"bench":     {ours: "api sandbox"},

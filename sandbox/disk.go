@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/hostfs"
 )
 
 // lockDisk makes sure that a disk of the user's is what it is said to be and
@@ -20,17 +22,14 @@ func lockDisk(d api.Disk) (release func() error, err error) {
 		mode, how = os.O_RDONLY, syscall.LOCK_SH
 	}
 	// A fifo would wait for its writer.
-	file, err := os.OpenFile(d.File, mode|syscall.O_NONBLOCK, 0)
+	file, err := hostfs.Lock(context.Background(), d.File, mode|syscall.O_NONBLOCK, how|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		err = ErrDiskInUse
+	}
 	if err != nil {
 		return nil, fmt.Errorf("disk %q: %w", d.File, pathless(err))
 	}
 	if err := checkExt4(file); err != nil {
-		return nil, errors.Join(fmt.Errorf("disk %q: %w", d.File, err), file.Close())
-	}
-	if err := syscall.Flock(int(file.Fd()), how|syscall.LOCK_NB); err != nil {
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			err = ErrDiskInUse
-		}
 		return nil, errors.Join(fmt.Errorf("disk %q: %w", d.File, err), file.Close())
 	}
 	return file.Close, nil

@@ -4,10 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/matchlock/matchlock/internal/hostfs"
 )
 
 const (
@@ -22,8 +22,6 @@ const (
 	keepSources   = 16
 	keepInitramfs = 4
 	keepFor       = 24 * time.Hour
-
-	maxRecord = 1 << 20 // a JSON file of ours
 )
 
 // A cache is the folder that Prepare fills.
@@ -44,35 +42,11 @@ func openCache(dir string) (*cache, error) {
 		initramfsDir: filepath.Join(dir, "initramfs"),
 	}
 	for _, d := range []string{dir, c.kernelsDir, c.sourcesDir, c.initramfsDir} {
-		if err := ensurePrivateDir(d); err != nil {
+		if err := hostfs.Private(d); err != nil {
 			return nil, fmt.Errorf("kernel cache: %w", err)
 		}
 	}
 	return c, nil
-}
-
-// ensurePrivateDir makes a folder that only the caller may write to; one that is not so is refused.
-func ensurePrivateDir(dir string) error {
-	info, err := os.Stat(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-		info, err = os.Stat(dir)
-	}
-	if err != nil {
-		return err
-	}
-	if !info.IsDir() {
-		return fmt.Errorf("%s: not a folder", dir)
-	}
-	if uid := ownerOf(info); uid != os.Geteuid() {
-		return fmt.Errorf("%s: belongs to user %d, not to %d", dir, uid, os.Geteuid())
-	}
-	if err := checkWriters(info); err != nil {
-		return fmt.Errorf("%s: %w", dir, err)
-	}
-	return nil
 }
 
 func checkWriters(info fs.FileInfo) error {
@@ -176,7 +150,7 @@ func (c *cache) sourcePath(origin string) string {
 // source returns the record of an origin; nil when there is none that holds.
 func (c *cache) source(path string) *source {
 	s := new(source)
-	if readRecord(path, s) != nil || !filepath.IsLocal(s.Folder) || !s.current() {
+	if hostfs.ReadRecord(path, s) != nil || !filepath.IsLocal(s.Folder) || !s.current() {
 		return nil
 	}
 	return s
@@ -232,7 +206,7 @@ func (k *cachedKernel) folder() string { return k.Release + "-" + k.Sum[:16] }
 // kernel returns the kernel in a folder; nil when it is not there or not whole.
 func (c *cache) kernel(folder string) *cachedKernel {
 	k := &cachedKernel{dir: filepath.Join(c.kernelsDir, folder)}
-	if readRecord(k.path("kernel.json"), k) != nil {
+	if hostfs.ReadRecord(k.path("kernel.json"), k) != nil {
 		return nil
 	}
 	for _, f := range append([]cachedFile{{k.Kernel, k.KernelSize}}, k.Modules...) {
@@ -249,7 +223,7 @@ func (c *cache) kernel(folder string) *cachedKernel {
 // add gives the finished folder tmp the name of k, and notes what led to it.
 func (c *cache) add(tmp string, k *cachedKernel, origin string, stamps []stamp) error {
 	if c.kernel(k.folder()) == nil {
-		if err := writeRecord(filepath.Join(tmp, "kernel.json"), k); err != nil {
+		if err := hostfs.WriteRecord(filepath.Join(tmp, "kernel.json"), k); err != nil {
 			return err
 		}
 		dir := filepath.Join(c.kernelsDir, k.folder())
@@ -261,30 +235,14 @@ func (c *cache) add(tmp string, k *cachedKernel, origin string, stamps []stamp) 
 		}
 	}
 	k.dir = filepath.Join(c.kernelsDir, k.folder())
-	return writeRecord(c.sourcePath(origin), &source{Origin: origin, Stamps: stamps, Folder: k.folder()})
+	return hostfs.WriteRecord(c.sourcePath(origin), &source{Origin: origin, Stamps: stamps, Folder: k.folder()})
 }
 
 // lockKernels waits until no other process works on kernels, and removes what one that was killed left half made.
 func (c *cache) lockKernels(ctx context.Context) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(c.kernelsDir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := hostfs.Lock(ctx, filepath.Join(c.kernelsDir, lockName), os.O_RDWR|os.O_CREATE, syscall.LOCK_EX)
 	if err != nil {
 		return nil, err
-	}
-	for { // flock cannot be cancelled, so ask again
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			break
-		}
-		if err != syscall.EWOULDBLOCK && err != syscall.EINTR {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, context.Cause(ctx)
-		case <-time.After(50 * time.Millisecond):
-		}
 	}
 	for _, dir := range list(c.kernelsDir, unfinished) {
 		if err := os.RemoveAll(dir); err != nil {
@@ -308,52 +266,9 @@ func list(dir, pattern string) (paths []string) {
 }
 
 const (
-	unfinished = ".new-*" // names of what has not got its own yet
+	unfinished = ".new-*" // names of what has not got its own yet, here as in hostfs.Replace
 	lockName   = "lock"
 )
-
-// writeFile makes a file under another name, and gives it its own when write is done.
-func writeFile(path string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), unfinished)
-	if err != nil {
-		return err
-	}
-	err = write(f)
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name()) // the first error tells more
-	}
-	return err
-}
-
-func readRecord(path string, v any) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	b, err := readAll(f, maxRecord)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(b, v)
-}
-
-func writeRecord(path string, v any) error {
-	b, err := json.MarshalIndent(v, "", "\t")
-	if err != nil {
-		return err
-	}
-	return writeFile(path, func(w io.Writer) error {
-		_, err := w.Write(append(b, '\n'))
-		return err
-	})
-}
 
 // use notes that something in the cache is in use, so that prune leaves it for the next day.
 // The lock lets it not be pruned between here and there.
@@ -366,21 +281,21 @@ func use(path string) error {
 	if now.Sub(info.ModTime()) < keepFor/2 {
 		return nil
 	}
-	unlock, err := lockFolder(filepath.Dir(path), syscall.LOCK_SH)
+	lock, err := lockFolder(filepath.Dir(path), syscall.LOCK_SH)
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer lock.Close()
 	return os.Chtimes(path, now, now)
 }
 
 // prune removes from a folder what nobody used for a day, but for the newest few. Failures are left for the next time.
 func (c *cache) prune(dir string, keep int) {
-	unlock, err := lockFolder(dir, syscall.LOCK_EX)
+	lock, err := lockFolder(dir, syscall.LOCK_EX)
 	if err != nil {
 		return
 	}
-	defer unlock()
+	defer lock.Close()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return
@@ -410,19 +325,7 @@ func (c *cache) prune(dir string, keep int) {
 	}
 }
 
-func lockFolder(dir string, how int) (unlock func(), err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := syscall.Flock(int(f.Fd()), how)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if err != syscall.EINTR {
-			f.Close()
-			return nil, err
-		}
-	}
+// lockFolder keeps a folder from being pruned, or from being used meanwhile. Either takes a moment.
+func lockFolder(dir string, how int) (*os.File, error) {
+	return hostfs.Lock(context.Background(), dir, os.O_RDONLY, how)
 }

@@ -23,9 +23,9 @@ func TestCacheRefused(t *testing.T) {
 		spoil func(dir string) error
 		want  string
 	}{
-		{"writable for all", func(dir string) error { return os.Chmod(dir, 0o777) }, "others may write to it (mode 0777)"},
-		{"writable for the group", func(dir string) error { return os.Chmod(filepath.Join(dir, "kernels"), 0o770) }, "others may write to it (mode 0770)"},
-		{"initramfs", func(dir string) error { return os.Chmod(filepath.Join(dir, "initramfs"), 0o702) }, "others may write to it (mode 0702)"},
+		{"writable for all", func(dir string) error { return os.Chmod(dir, 0o777) }, "may be written by others (mode 0777)"},
+		{"writable for the group", func(dir string) error { return os.Chmod(filepath.Join(dir, "kernels"), 0o770) }, "may be written by others (mode 0770)"},
+		{"initramfs", func(dir string) error { return os.Chmod(filepath.Join(dir, "initramfs"), 0o702) }, "may be written by others (mode 0702)"},
 		{"a file", func(dir string) error {
 			return errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600))
 		}, "not a folder"},
@@ -46,14 +46,14 @@ func TestCacheRefused(t *testing.T) {
 func TestCacheOfAnother(t *testing.T) {
 	if os.Geteuid() != 0 {
 		// The root folder belongs to somebody else, then.
-		if err := ensurePrivateDir("/"); err == nil || !strings.Contains(err.Error(), "belongs to user 0") {
+		if _, err := openCache("/"); err == nil || !strings.Contains(err.Error(), "belongs to user 0") {
 			t.Errorf("got error %v", err)
 		}
 		return
 	}
 	h := newHost(t)
 	h.mustFail(os.MkdirAll(h.o.CacheDir, 0o700), os.Chown(h.o.CacheDir, 1234, 1234))
-	h.wantError("belongs to user 1234, not to 0")
+	h.wantError("belongs to user 1234, and this is user 0")
 
 	h.mustFail(os.Chown(h.o.CacheDir, 0, 0))
 	h.o.Kernel = installKernel(t, h.root, testRelease)

@@ -196,7 +196,7 @@ func (f *finder) convert(ctx context.Context, path, origin string) (*cachedKerne
 		}
 		fmt.Fprintf(sum, "%s %d ", name, len(m.data))
 		sum.Write(m.data)
-		if err := writeFile(filepath.Join(tmp, name), func(w io.Writer) error { _, err := w.Write(m.data); return err }); err != nil {
+		if err := os.WriteFile(filepath.Join(tmp, name), m.data, 0o600); err != nil {
 			return nil, err
 		}
 		stamps = append(stamps, m.source)

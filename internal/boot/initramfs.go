@@ -12,6 +12,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/matchlock/matchlock/internal/hostfs"
 )
 
 // initramfsFormat is part of an initramfs's name: raise it when other bytes would come from the same input.
@@ -49,7 +51,7 @@ func (c *cache) initramfs(ctx context.Context, k *cachedKernel, o Options) (stri
 		return path, nil
 	}
 	o.Progress("initramfs", 0, 0)
-	err := writeFile(path, func(w io.Writer) error {
+	err := hostfs.Replace(path, func(w io.Writer) error {
 		b := bufio.NewWriterSize(w, 1<<20)
 		if err := writeCpio(ctx, b, entries); err != nil {
 			return err

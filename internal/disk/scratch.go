@@ -9,9 +9,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"time"
+	"syscall"
 
-	"golang.org/x/sys/unix"
+	"github.com/matchlock/matchlock/internal/hostfs"
 )
 
 // MinScratch is the smallest disk CreateScratch makes: room for the journal and a little more.
@@ -75,7 +75,7 @@ func openEmptyExt4(ctx context.Context, size int64, cacheDir string) (*os.File, 
 	if f, err := os.Open(name); !errors.Is(err, os.ErrNotExist) {
 		return f, err
 	}
-	lock, err := lockFile(ctx, filepath.Join(cacheDir, "ext4.lock"))
+	lock, err := hostfs.Lock(ctx, filepath.Join(cacheDir, "ext4.lock"), os.O_RDWR|os.O_CREATE, syscall.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
@@ -138,31 +138,4 @@ func findTool(tool, debianPackage string) (string, error) {
 		}
 	}
 	return "", &MissingToolError{Tool: tool, Package: debianPackage, Err: exec.ErrNotFound}
-}
-
-// lockFile waits for the lock of a file, which it makes. Closing the file gives the lock back.
-func lockFile(ctx context.Context, path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	// A wait in flock can not be cancelled, so it is asked again. Holders are done within some ten milliseconds.
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if err != unix.EWOULDBLOCK && err != unix.EINTR {
-			f.Close()
-			return nil, &os.PathError{Op: "flock", Path: path, Err: err}
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			f.Close()
-			return nil, context.Cause(ctx)
-		}
-	}
 }

@@ -8,8 +8,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 
+	"github.com/matchlock/matchlock/internal/hostfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -98,7 +100,7 @@ func TestCreateScratchRefuses(t *testing.T) {
 	})
 	t.Run("locked and canceled", func(t *testing.T) {
 		cache := t.TempDir()
-		lock, err := lockFile(t.Context(), filepath.Join(cache, "ext4.lock"))
+		lock, err := hostfs.Lock(t.Context(), filepath.Join(cache, "ext4.lock"), os.O_RDWR|os.O_CREATE, syscall.LOCK_EX)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/matchlock/matchlock/internal/hostfs"
 )
 
 // Store is a folder of images. Any number of goroutines and processes may use one at once; it holds nothing open.
@@ -37,18 +39,8 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := hostfs.Private(dir); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
-	}
-	info, err := os.Stat(dir)
-	if err != nil {
-		return nil, fmt.Errorf("image store: %w", err)
-	}
-	if uid := info.Sys().(*syscall.Stat_t).Uid; int(uid) != os.Geteuid() {
-		return nil, fmt.Errorf("image store %s: belongs to user %d", dir, uid)
-	}
-	if info.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("image store %s: others may write to it (mode %04o)", dir, info.Mode().Perm())
 	}
 	s := &Store{dir: dir, idle: time.Minute, pause: 200 * time.Millisecond}
 	for _, sub := range []string{s.path("blobs"), s.path("blobs", "sha256"), s.path("layers"), s.path("verified"), s.path("tmp")} {
@@ -89,22 +81,9 @@ func (s *Store) lock(how int) (io.Closer, error) {
 	return flock(s.path("lock"), os.O_RDWR|os.O_CREATE, how)
 }
 
-// flock opens a file and locks it, waiting unless how says LOCK_NB.
-func flock(path string, flag, how int) (*os.File, error) {
-	f, err := os.OpenFile(path, flag, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := syscall.Flock(int(f.Fd()), how)
-		if err == nil {
-			return f, nil
-		}
-		if err != syscall.EINTR {
-			f.Close()
-			return nil, &fs.PathError{Op: "flock", Path: path, Err: err}
-		}
-	}
+// flock is hostfs.Lock for what nobody waits for long: the store's lock, and locks that are only tried or not yet shared.
+func flock(path string, flags, how int) (*os.File, error) {
+	return hostfs.Lock(context.Background(), path, flags, how)
 }
 
 // inUse reports whether anyone else holds a lock on the file.
@@ -121,19 +100,21 @@ func inUse(path string) (bool, error) {
 
 // replace writes a small file of the store's top folder as a whole. The caller holds the lock exclusively.
 func (s *Store) replace(file string, data []byte) error {
-	f, err := os.CreateTemp(s.path("tmp"), file+"-")
+	return s.write(s.path("tmp"), s.path(file), data)
+}
+
+// write writes a small file aside, into the folder dir, and gives it the name path when it is whole.
+func (s *Store) write(dir, path string, data []byte) error {
+	f, err := os.CreateTemp(dir, filepath.Base(path)+"-")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name()) // fails once it is renamed
-	if _, err := f.Write(data); err != nil {
-		f.Close()
+	_, err = f.Write(data)
+	if err := errors.Join(err, s.closeSynced(f)); err != nil {
 		return err
 	}
-	if err := s.closeSynced(f); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), s.path(file))
+	return os.Rename(f.Name(), path)
 }
 
 // closeSynced closes a file whose content is to outlive a power failure.
@@ -270,18 +251,7 @@ func (w *session) putBlob(data []byte, mediaType types.MediaType) (v1.Descriptor
 	if old, err := readBounded(w.blobPath(desc.Digest), desc.Size); err == nil && bytes.Equal(old, data) {
 		return desc, nil
 	}
-	f, err := w.create("blob-")
-	if err != nil {
-		return desc, err
-	}
-	if _, err := f.Write(data); err != nil {
-		f.Close()
-		return desc, err
-	}
-	if err := w.closeSynced(f); err != nil {
-		return desc, err
-	}
-	return desc, os.Rename(f.Name(), w.blobPath(desc.Digest))
+	return desc, w.write(w.dir, w.blobPath(desc.Digest), data)
 }
 
 func descriptorOf(data []byte, mediaType types.MediaType) v1.Descriptor {

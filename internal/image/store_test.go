@@ -36,7 +36,7 @@ func TestOpen(t *testing.T) {
 	if err := os.Chmod(dir, 0o722); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), "others may write") {
+	if _, err := Open(dir); err == nil || !strings.Contains(err.Error(), "may be written by others") {
 		t.Errorf("a folder others may write to: %v", err)
 	}
 	if os.Geteuid() == 0 { // only root can give a folder away

@@ -1,10 +1,18 @@
 package qemu
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
+
+	"github.com/matchlock/matchlock/internal/hostfs"
 )
+
+// What is remembered between starts, here and of QEMU's version, lies in small
+// files of the cache directory. Losing one costs milliseconds, so no fault of
+// theirs is ever an error of a start.
 
 // hostFacts is what was found out about the host and holds until it boots
 // anew. A file that is missing, damaged or of another boot knows nothing.
@@ -32,7 +40,7 @@ func hostFactsPath(dir string) (path, bootID string) {
 func readHostFacts(dir string) hostFacts {
 	path, bootID := hostFactsPath(dir)
 	var f hostFacts
-	if path == "" || readCache(path, &f) != nil || f.BootID != bootID {
+	if path == "" || hostfs.ReadRecord(path, &f) != nil || f.BootID != bootID {
 		return hostFacts{BootID: bootID}
 	}
 	if !plausibleTSC(f.TSCKHz) {
@@ -46,14 +54,23 @@ func readHostFacts(dir string) hostFacts {
 func updateHostFacts(dir string, change func(*hostFacts)) hostFacts {
 	path, _ := hostFactsPath(dir)
 	if path != "" {
-		if unlock, err := lockCache(dir); err == nil {
-			defer unlock()
+		if lock, err := lockHostFacts(dir); err == nil {
+			defer lock.Close()
 		}
 	}
 	f := readHostFacts(dir)
 	change(&f)
 	if path != "" {
-		writeCache(path, f) // without it the next start finds out anew
+		hostfs.WriteRecord(path, f) // without it the next start finds out anew
 	}
 	return f
+}
+
+// lockHostFacts keeps other processes from changing what is known in dir, which
+// it makes when missing. It is held for the time of a few file operations.
+func lockHostFacts(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return hostfs.Lock(context.Background(), filepath.Join(dir, "host.lock"), os.O_RDWR|os.O_CREATE, syscall.LOCK_EX)
 }

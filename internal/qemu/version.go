@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/matchlock/matchlock/internal/hostfs"
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
@@ -93,7 +94,7 @@ func qemuVersion(ctx context.Context, path, cacheDir string) (version, error) {
 	}
 	cache := filepath.Join(cacheDir, "qemu-version.json")
 	var known versionFact
-	if cacheDir != "" && readCache(cache, &known) == nil && known.Version.Text != "" {
+	if cacheDir != "" && hostfs.ReadRecord(cache, &known) == nil && known.Version.Text != "" {
 		now.Version = known.Version
 		if known == now {
 			return known.Version, nil
@@ -103,7 +104,7 @@ func qemuVersion(ctx context.Context, path, cacheDir string) (version, error) {
 		return version{}, fmt.Errorf("%s --version: %w", path, err)
 	}
 	if cacheDir != "" {
-		writeCache(cache, now) // without it the next start asks again
+		hostfs.WriteRecord(cache, now) // without it the next start asks again
 	}
 	return now.Version, nil
 }
