@@ -3,6 +3,7 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -61,7 +62,7 @@ func limited(limits []limit, path string, argv []string) (string, []string) {
 func runLimited(args []string) error {
 	for i, arg := range args {
 		if arg == "--" && len(args) > i+2 {
-			return unix.Exec(args[i+1], args[i+2:], os.Environ())
+			execute(args[i+1], args[i+2:])
 		}
 		resource, values, _ := strings.Cut(arg, "=")
 		soft, hard, _ := strings.Cut(values, ":")
@@ -76,4 +77,18 @@ func runLimited(args []string) error {
 		}
 	}
 	return fmt.Errorf("%s: this is matchlock's own", limitsName)
+}
+
+// execute makes place for the program at path, and ends the process as the
+// agent would have ended the request if that cannot be.
+func execute(path string, argv []string) {
+	err := unix.Exec(path, argv, os.Environ())
+	if errors.Is(err, unix.ENOEXEC) {
+		unix.Exec("/bin/sh", append([]string{"/bin/sh", path}, argv[1:]...), os.Environ()) // its error would hide the other
+	}
+	fmt.Fprintf(os.Stderr, "matchlock: exec: %q: %v\n", path, err)
+	if errors.Is(err, unix.ENOENT) {
+		os.Exit(127)
+	}
+	os.Exit(126)
 }

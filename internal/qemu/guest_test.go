@@ -131,6 +131,12 @@ func TestVMConfinement(t *testing.T) {
 	} {
 		e.check(t, m)
 	}
+	t.Run("no program, under limits", func(t *testing.T) {
+		result, err := m.Exec(context.Background(), "", &api.ExecOptions{Args: []string{"/no/such"}})
+		if err != nil || result.ExitCode != 127 || !strings.Contains(string(result.Stderr), "/no/such") {
+			t.Errorf("got %+v, %v", result, err)
+		}
+	})
 	t.Run("clock is the host's", func(t *testing.T) {
 		before := time.Now()
 		got, _ := sh(t, m, nil, "date +%s")
@@ -325,6 +331,7 @@ func TestVMSocketsAndArguments(t *testing.T) {
 		{name: "MTU", line: "cat /sys/class/net/eth0/mtu", want: "9000"},
 		{name: "resolver", line: "cat /etc/resolv.conf", want: "nameserver 10.9.9.9"},
 		{name: "processors", line: "nproc", want: "1"},
+		{name: "share of them", line: "cat /proc/self/cgroup; cat /sys/fs/cgroup/user/cpu.max", want: "0::/user\n50000 100000"},
 	} {
 		e.check(t, m)
 	}
