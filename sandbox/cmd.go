@@ -194,7 +194,8 @@ type readerOnly struct{ io.Reader }
 
 // Wait returns when the command has ended and its output is written. A status
 // other than 0 is an *ExitError; any other error means that it is not known how
-// the command ended, or is that of Stdin, Stdout or Stderr.
+// the command ended, or is that of Stdin, Stdout or Stderr. A command whose
+// output cannot be written gets SIGPIPE.
 func (c *Cmd) Wait() error {
 	if c.session == nil {
 		return errors.New("exec: not started")
@@ -203,6 +204,9 @@ func (c *Cmd) Wait() error {
 	c.release()
 	if c.expired.Load() {
 		return fmt.Errorf("%w after %v", ErrTimeout, c.timeout)
+	}
+	if exit.Signal == sigPIPE && err != nil {
+		return err // which was the reason for the signal
 	}
 	if exit.Code != 0 {
 		return &ExitError{Code: exit.Code, Signal: exit.Signal}

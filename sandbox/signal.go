@@ -11,6 +11,7 @@ import (
 // Signals by Linux's number, which the guest goes by whatever the host's are.
 const (
 	sigKILL = 9
+	sigPIPE = 13
 	sigTERM = 15
 
 	firstRealTime = 34 // SIGRTMIN as the C library has it
@@ -27,7 +28,7 @@ var signals = []struct {
 	{"HUP", 1, syscall.SIGHUP}, {"INT", 2, syscall.SIGINT}, {"QUIT", 3, syscall.SIGQUIT}, {"ILL", 4, syscall.SIGILL},
 	{"TRAP", 5, syscall.SIGTRAP}, {"ABRT", 6, syscall.SIGABRT}, {"BUS", 7, syscall.SIGBUS}, {"FPE", 8, syscall.SIGFPE},
 	{"KILL", sigKILL, syscall.SIGKILL}, {"USR1", 10, syscall.SIGUSR1}, {"SEGV", 11, syscall.SIGSEGV}, {"USR2", 12, syscall.SIGUSR2},
-	{"PIPE", 13, syscall.SIGPIPE}, {"ALRM", 14, syscall.SIGALRM}, {"TERM", sigTERM, syscall.SIGTERM}, {"CHLD", 17, syscall.SIGCHLD},
+	{"PIPE", sigPIPE, syscall.SIGPIPE}, {"ALRM", 14, syscall.SIGALRM}, {"TERM", sigTERM, syscall.SIGTERM}, {"CHLD", 17, syscall.SIGCHLD},
 	{"CONT", 18, syscall.SIGCONT}, {"STOP", 19, syscall.SIGSTOP}, {"TSTP", 20, syscall.SIGTSTP}, {"TTIN", 21, syscall.SIGTTIN},
 	{"TTOU", 22, syscall.SIGTTOU}, {"URG", 23, syscall.SIGURG}, {"XCPU", 24, syscall.SIGXCPU}, {"XFSZ", 25, syscall.SIGXFSZ},
 	{"VTALRM", 26, syscall.SIGVTALRM}, {"PROF", 27, syscall.SIGPROF}, {"WINCH", 28, syscall.SIGWINCH}, {"IO", 29, syscall.SIGIO},

@@ -45,7 +45,15 @@ type Hypervisor interface {
 	DialVsock(ctx context.Context, port uint32) (net.Conn, error)
 }
 
+// A Narrator is a Hypervisor that keeps the end of what the guest's console
+// says.
+type Narrator interface {
+	// LastLines returns it on one line, bounded and printable, "" for nothing.
+	LastLines() string
+}
+
 const (
+	bootTimeout   = 2 * time.Minute  // for the kernel to boot: 3 s under TCG, ten times that on a busy host
 	stopGrace     = 10 * time.Second // for the guest to sync and power off
 	clockInterval = 10 * time.Second // between settings of the guest's clock: it has no other reference
 	setupTimeout  = 30 * time.Second // for each step of the set-up after the guest has booted
@@ -111,7 +119,6 @@ func (m *Machine) Start(ctx context.Context) error {
 	m.mu.Unlock()
 
 	if err := m.start(ctx); err != nil {
-		err = m.explain(ctx, err)
 		return errors.Join(err, m.Close(context.WithoutCancel(ctx)))
 	}
 	m.running.Store(true)
@@ -119,20 +126,25 @@ func (m *Machine) Start(ctx context.Context) error {
 }
 
 func (m *Machine) start(ctx context.Context) error {
-	ctx, leave := m.enter(ctx)
+	inner, leave := m.enter(ctx)
 	defer leave()
-	if err := m.hv.Start(ctx); err != nil {
-		return err
+	if err := m.hv.Start(inner); err != nil {
+		return err // says why by itself
 	}
 	m.serving.Go(m.watch)
+	return m.explain(ctx, m.setUp(inner))
+}
+
+// setUp waits for the guest to boot and makes it what the configuration says.
+func (m *Machine) setUp(ctx context.Context) error {
 	conn, err := m.hv.DialVsock(ctx, wire.PortControl)
 	if err != nil {
 		return fmt.Errorf("control port: %w", err)
 	}
 	control := agent.NewControl(conn)
-	hello, err := control.Hello(ctx)
+	hello, err := m.greet(ctx, control)
 	if err != nil {
-		return fmt.Errorf("guest did not come up: %w", err)
+		return err
 	}
 	if hello.Version != wire.Version {
 		return fmt.Errorf("guest speaks version %d, the host %d", hello.Version, wire.Version)
@@ -156,6 +168,24 @@ func (m *Machine) start(ctx context.Context) error {
 	m.clockSet = setup.Time
 	m.serving.Go(m.keepClock)
 	return m.listenVsock()
+}
+
+// greet returns the guest's first answer. One that does not come is told with
+// what the console knows about it, if anybody asks that.
+func (m *Machine) greet(ctx context.Context, control *agent.Control) (agent.Hello, error) {
+	silent := fmt.Errorf("no answer within %v", bootTimeout)
+	inner, cancel := context.WithTimeoutCause(ctx, bootTimeout, silent)
+	defer cancel()
+	hello, err := control.Hello(inner)
+	if err == nil {
+		return hello, nil
+	}
+	if hv, ok := m.hv.(Narrator); ok && errors.Is(err, silent) {
+		if last := hv.LastLines(); last != "" {
+			err = fmt.Errorf("%w; its console said last: %s", silent, last)
+		}
+	}
+	return agent.Hello{}, fmt.Errorf("guest did not come up: %w", err)
 }
 
 // watch ends the machine's life with the hypervisor's.
@@ -377,6 +407,9 @@ func (s *Session) Wait() (agent.Exit, error) {
 	exit, err := s.Session.Wait()
 	s.machine.execs.Add(-1)
 	s.leave()
+	if exit != (agent.Exit{}) {
+		return exit, err // of the caller's writers, if any
+	}
 	return exit, s.machine.explain(s.ctx, err)
 }
 
