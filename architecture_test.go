@@ -34,11 +34,12 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/hostfs internal/machine internal/wire", outside: "golang.org/x/sys"},
 	"internal/guest":   {ours: "api internal/agent internal/wire", outside: "golang.org/x/sys"},
 
-	"internal/hostfs": {},
-	"internal/boot":   {ours: "internal/hostfs", outside: "github.com/klauspost/compress github.com/pierrec/lz4/v4 github.com/ulikunitz/xz"},
-	"internal/disk":   {ours: "internal/hostfs", outside: "golang.org/x/sys"},
-	"internal/image":  {ours: "api internal/disk internal/hostfs", outside: "github.com/google/go-containerregistry github.com/klauspost/compress github.com/ulikunitz/xz"},
-	"internal/state":  {ours: "internal/hostfs"},
+	"internal/compress": {outside: "github.com/klauspost/compress github.com/ulikunitz/xz"},
+	"internal/hostfs":   {},
+	"internal/boot":     {ours: "internal/compress internal/hostfs", outside: "github.com/pierrec/lz4/v4 github.com/ulikunitz/xz"},
+	"internal/disk":     {ours: "internal/hostfs", outside: "golang.org/x/sys"},
+	"internal/image":    {ours: "internal/compress internal/disk internal/hostfs", outside: "github.com/google/go-containerregistry"},
+	"internal/state":    {ours: "internal/hostfs"},
 
 	"bench":     {ours: "api sandbox"},
 	"vm/vmtest": {ours: "api vm internal/agent internal/machine internal/wire"},

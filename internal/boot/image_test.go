@@ -3,7 +3,6 @@ package boot
 import (
 	"bytes"
 	"debug/elf"
-	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -84,49 +83,6 @@ func TestBzImageCorrupt(t *testing.T) {
 			t.Error("got no error")
 		}
 	})
-}
-
-// The build packs xz kernels with a filter for x86 code that our library does not know: no failure, the kernel stays packed.
-func TestXZFilters(t *testing.T) {
-	header := func(flags byte, filters ...byte) []byte {
-		block := append([]byte{0, flags}, filters...)
-		block = append(block, make([]byte, 16)...)
-		block = block[:len(block)&^3]
-		block[0] = byte(len(block)/4 - 1)
-		return append([]byte("\xfd7zXZ\x00\x00\x01........")[:12], append(block, make([]byte, 64)...)...)
-	}
-	const lzma2, x86 = 0x21, 4
-	tests := []struct {
-		name string
-		file []byte
-		want string
-	}{
-		{"x86", header(1, x86, 0, lzma2, 1, 20), errors.ErrUnsupported.Error()},
-		{"greatest dictionary", header(0, lzma2, 1, 40), "dictionary of 4294967295 bytes"},
-		{"impossible dictionary", header(0, lzma2, 1, 41), "lzma: "},
-		{"dictionary after two sizes", header(0xc0, 0xff, 0x01, 0x05, lzma2, 1, 40), "dictionary of 4294967295 bytes"},
-		{"endless size", header(0x40, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), "bad size"},
-		{"cut", header(0, lzma2, 1, 20)[:14], io.ErrUnexpectedEOF.Error()},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			_, err := decompress(bytes.NewReader(tt.file))
-			if err == nil || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("got error %v, want %q", err, tt.want)
-			}
-		})
-	}
-}
-
-func TestDecompressBzip2(t *testing.T) {
-	const hello = "BZh91AY&SY\xc1\xc0\x80\xe2\x00\x00\x01\x41\x00\x00\x10\x02\x44\xa0\x00\x30\xcd\x00\xc3\x46\x29\x97\x17\x72\x45\x38\x50\x90\xc1\xc0\x80\xe2"
-	r, err := decompress(strings.NewReader(hello))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, err := io.ReadAll(r); err != nil || string(got) != "hello\n" {
-		t.Errorf("got %q, %v", got, err)
-	}
 }
 
 func TestPVH(t *testing.T) {

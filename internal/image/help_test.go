@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/matchlock/matchlock/internal/compress"
 	"github.com/matchlock/matchlock/internal/disk"
 	"github.com/ulikunitz/xz"
 )
@@ -59,7 +60,7 @@ func rootTar(t testing.TB) []byte {
 	return makeTar(t, entry{name: "./"}, entry{name: "./bin/"}, entry{name: "./bin/hello", data: "hello, world\n"}, entry{name: "./etc/"}, entry{name: "./etc/hostname", data: "box\n"})
 }
 
-func pack(t testing.TB, c compression, data []byte) []byte {
+func pack(t testing.TB, c compress.Format, data []byte) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	var w interface {
@@ -68,13 +69,13 @@ func pack(t testing.TB, c compression, data []byte) []byte {
 	}
 	var err error
 	switch c {
-	case plain:
+	case compress.Plain:
 		return data
-	case gzipped:
+	case compress.Gzip:
 		w = gzip.NewWriter(&buf)
-	case zstandard:
+	case compress.Zstd:
 		w, err = zstd.NewWriter(&buf)
-	case xzipped:
+	case compress.XZ:
 		w, err = xz.NewWriter(&buf)
 	default:
 		t.Fatalf("no packer for %v", c)
@@ -105,7 +106,7 @@ type testImage struct {
 }
 
 // makeImage builds an image of layers, each packed.
-func makeImage(t testing.TB, c compression, tars ...[]byte) *testImage {
+func makeImage(t testing.TB, c compress.Format, tars ...[]byte) *testImage {
 	t.Helper()
 	img := &testImage{tars: tars}
 	img.manifest = v1.Manifest{SchemaVersion: 2, MediaType: types.OCIManifestSchema1}
@@ -114,7 +115,7 @@ func makeImage(t testing.TB, c compression, tars ...[]byte) *testImage {
 	for _, data := range tars {
 		blob := pack(t, c, data)
 		img.blobs = append(img.blobs, blob)
-		img.manifest.Layers = append(img.manifest.Layers, descriptorOf(blob, c.mediaType()))
+		img.manifest.Layers = append(img.manifest.Layers, descriptorOf(blob, mediaType(c)))
 		img.config.RootFS.DiffIDs = append(img.config.RootFS.DiffIDs, digestOf(data))
 	}
 	return img

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/matchlock/matchlock/internal/compress"
 )
 
 // ImportOptions say how an archive becomes an image. The zero value is fine.
@@ -111,25 +112,25 @@ func (im *importer) stream(ctx context.Context, r io.Reader) (*Image, error) {
 		return im.file(ctx, file)
 	}
 	packed := bufio.NewReaderSize(&meter{ctx: ctx, r: r, limit: im.maxBytes, over: im.tooLarge()}, headSize)
-	compression, err := sniff(packed)
+	format, err := compress.Detect(packed)
 	if err != nil {
 		return nil, err
 	}
-	if compression == xzipped || compression == bzipped { // layers are not packed so
-		tar, err := compression.unpack(packed)
+	if format == compress.XZ || format == compress.Bzip2 { // layers are not packed so
+		tar, err := format.NewReader(packed)
 		if err != nil {
 			return nil, err
 		}
-		compression, packed = plain, bufio.NewReaderSize(tar, headSize)
+		format, packed = compress.Plain, bufio.NewReaderSize(tar, headSize)
 	}
 	head, err := packed.Peek(headSize)
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	if isRootFS(head, compression) {
+	if isRootFS(head, format) {
 		return im.rootFS(ctx, packed)
 	}
-	file, err := im.spool(packed, compression)
+	file, err := im.spool(packed, format)
 	if err != nil {
 		return nil, err
 	}
@@ -156,13 +157,13 @@ func plainTar(r io.Reader) (*io.SectionReader, bool) {
 		return nil, false
 	}
 	section := io.NewSectionReader(file, offset, max(0, info.Size()-offset))
-	c, err := sniff(bufio.NewReader(io.NewSectionReader(section, 0, 512)))
-	return section, err == nil && c == plain
+	format, err := compress.Detect(bufio.NewReader(io.NewSectionReader(section, 0, 512)))
+	return section, err == nil && format == compress.Plain
 }
 
 // isRootFS reports whether the first bytes of an archive tell already that it is a root file system.
-func isRootFS(head []byte, c compression) bool {
-	tar, err := c.unpack(bytes.NewReader(head))
+func isRootFS(head []byte, format compress.Format) bool {
+	tar, err := format.NewReader(bytes.NewReader(head))
 	if err != nil {
 		return false
 	}
@@ -172,8 +173,8 @@ func isRootFS(head []byte, c compression) bool {
 }
 
 // spool writes an unpacked archive to a file without a final name.
-func (im *importer) spool(packed io.Reader, c compression) (*os.File, error) {
-	tar, err := c.unpack(packed)
+func (im *importer) spool(packed io.Reader, format compress.Format) (*os.File, error) {
+	tar, err := format.NewReader(packed)
 	if err != nil {
 		return nil, err
 	}

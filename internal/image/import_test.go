@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/matchlock/matchlock/internal/compress"
 )
 
 func hostArch() string { return runtime.GOARCH }
@@ -26,13 +28,13 @@ func TestImport(t *testing.T) {
 		cmd     string
 	}{
 		{"root file system", base, [][]byte{base}, "/bin/sh"},
-		{"docker save", makeTar(t, dockerEntries(t, "a:1", makeImage(t, plain, base, top))...), [][]byte{base, top}, "/bin/hello"},
-		{"docker save of packed layers", makeTar(t, dockerEntries(t, "a:1", makeImage(t, gzipped, base, top))...), [][]byte{base, top}, "/bin/hello"},
-		{"OCI layout", makeTar(t, layoutEntries(t, []string{"a"}, makeImage(t, gzipped, base, top))...), [][]byte{base, top}, "/bin/hello"},
-		{"OCI layout of zstd layers", makeTar(t, layoutEntries(t, []string{"a"}, makeImage(t, zstandard, base, top))...), [][]byte{base, top}, "/bin/hello"},
+		{"docker save", makeTar(t, dockerEntries(t, "a:1", makeImage(t, compress.Plain, base, top))...), [][]byte{base, top}, "/bin/hello"},
+		{"docker save of packed layers", makeTar(t, dockerEntries(t, "a:1", makeImage(t, compress.Gzip, base, top))...), [][]byte{base, top}, "/bin/hello"},
+		{"OCI layout", makeTar(t, layoutEntries(t, []string{"a"}, makeImage(t, compress.Gzip, base, top))...), [][]byte{base, top}, "/bin/hello"},
+		{"OCI layout of zstd layers", makeTar(t, layoutEntries(t, []string{"a"}, makeImage(t, compress.Zstd, base, top))...), [][]byte{base, top}, "/bin/hello"},
 	}
 	for _, kind := range kinds {
-		for _, c := range []compression{plain, gzipped, zstandard, xzipped} {
+		for _, c := range []compress.Format{compress.Plain, compress.Gzip, compress.Zstd, compress.XZ} {
 			t.Run(kind.name+"/"+c.String(), func(t *testing.T) {
 				data := pack(t, c, kind.archive)
 				for way, source := range map[string]io.Reader{"stream": io.MultiReader(bytes.NewReader(data)), "file": fileOf(t, data)} {
@@ -88,7 +90,7 @@ func TestLookupUnknown(t *testing.T) {
 
 // TestImportTellsApart has archives that look like another kind.
 func TestImportTellsApart(t *testing.T) {
-	img := makeImage(t, plain, rootTar(t))
+	img := makeImage(t, compress.Plain, rootTar(t))
 	manifest := entry{name: "manifest.json", data: `[{"Config":"c.json","RepoTags":null,"Layers":["l.tar"]}]`}
 	usr := []entry{{name: "./usr/"}, {name: "./usr/x", data: "x"}}
 	tests := []struct {
@@ -114,7 +116,7 @@ func TestImportTellsApart(t *testing.T) {
 		{"root without end", rootTar(t)[:2560], false, "root file system: after entry \"./etc/\": unexpected EOF"},
 		{"root cut in a file", rootTar(t)[:1545], false, "unexpected EOF"},
 		{"docker's cut", makeTar(t, dockerEntries(t, "a:1", img)...)[:3000], false, "not a complete tar"},
-		{"cut gzip", pack(t, gzipped, rootTar(t))[:100], false, "unexpected EOF"},
+		{"cut gzip", pack(t, compress.Gzip, rootTar(t))[:100], false, "unexpected EOF"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -150,7 +152,7 @@ func prefixed(prefix string, entries []entry) []entry {
 
 // TestImportDockerLinks imports what docker wrote for an image with one layer twice, and one whose link leads round.
 func TestImportDockerLinks(t *testing.T) {
-	img := makeImage(t, plain, rootTar(t), layerTars(t, 1)[0], rootTar(t))
+	img := makeImage(t, compress.Plain, rootTar(t), layerTars(t, 1)[0], rootTar(t))
 	entries := dockerEntries(t, "a:1", img)
 	var layers []int
 	for i, e := range entries {
@@ -172,7 +174,7 @@ func TestImportDockerLinks(t *testing.T) {
 }
 
 func TestImportFolder(t *testing.T) {
-	img := makeImage(t, gzipped, layerTars(t, 2)...)
+	img := makeImage(t, compress.Gzip, layerTars(t, 2)...)
 	dir := t.TempDir()
 	for _, e := range layoutEntries(t, []string{"a"}, img) {
 		path := filepath.Join(dir, e.name)
@@ -221,7 +223,7 @@ func TestImportFolder(t *testing.T) {
 
 func TestImportOptions(t *testing.T) {
 	s := newStore(t)
-	archive := makeTar(t, dockerEntries(t, "a:1", makeImage(t, plain, rootTar(t)))...)
+	archive := makeTar(t, dockerEntries(t, "a:1", makeImage(t, compress.Plain, rootTar(t)))...)
 	image, err := s.Import(t.Context(), "box", bytes.NewReader(archive), ImportOptions{Changes: []string{`ENTRYPOINT ["/bin/hello"]`, "ENV A=2"}})
 	if err != nil {
 		t.Fatal(err)
@@ -231,7 +233,7 @@ func TestImportOptions(t *testing.T) {
 		t.Errorf("changed configuration %+v", c)
 	}
 
-	foreign := makeImage(t, plain, rootTar(t))
+	foreign := makeImage(t, compress.Plain, rootTar(t))
 	foreign.config.Architecture = "mips64"
 	archive = makeTar(t, layoutEntries(t, []string{"a"}, foreign)...)
 	var wrong *PlatformError
@@ -248,7 +250,7 @@ func TestImportOptions(t *testing.T) {
 		t.Errorf("more than MaxBytes: %v, want ErrTooLarge", err)
 	}
 	bomb := makeTar(t, entry{name: "hello", data: strings.Repeat("\x00", 3<<20)}) // is spooled: nothing tells yet what it is
-	if _, err := s.Import(t.Context(), "big", bytes.NewReader(pack(t, gzipped, bomb)), ImportOptions{MaxBytes: 1 << 20}); !errors.Is(err, ErrTooLarge) {
+	if _, err := s.Import(t.Context(), "big", bytes.NewReader(pack(t, compress.Gzip, bomb)), ImportOptions{MaxBytes: 1 << 20}); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("a bomb: %v, want ErrTooLarge", err)
 	}
 	for _, o := range []ImportOptions{{Changes: []string{"RUN x"}}, {Platform: "plan9/amd64"}} {
@@ -290,8 +292,8 @@ func TestImportMidFile(t *testing.T) {
 // FuzzImport imports what it is given. Whatever that is, nothing may be left in tmp/, and an image that was taken must
 // be found again and be gone after a prune.
 func FuzzImport(f *testing.F) {
-	img := makeImage(f, plain, rootTar(f))
-	packed := makeImage(f, gzipped, rootTar(f), layerTars(f, 1)[0])
+	img := makeImage(f, compress.Plain, rootTar(f))
+	packed := makeImage(f, compress.Gzip, rootTar(f), layerTars(f, 1)[0])
 	for _, archive := range [][]byte{
 		rootTar(f),
 		makeTar(f, dockerEntries(f, "a:1", img)...),
@@ -299,8 +301,8 @@ func FuzzImport(f *testing.F) {
 		makeTar(f, entry{name: "hello", data: "x"}),
 	} {
 		f.Add(archive)
-		f.Add(pack(f, gzipped, archive))
-		f.Add(pack(f, zstandard, archive))
+		f.Add(pack(f, compress.Gzip, archive))
+		f.Add(pack(f, compress.Zstd, archive))
 	}
 	f.Add([]byte("BZh91AY"))
 	f.Add([]byte("\xfd7zXZ\x00\x00\x04"))

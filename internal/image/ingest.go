@@ -17,6 +17,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/matchlock/matchlock/internal/compress"
 	"github.com/matchlock/matchlock/internal/disk"
 )
 
@@ -110,18 +111,18 @@ func (in *intake) ingest(ctx context.Context, p part, unpack bool) (got staged, 
 	defer cancel()
 
 	packed := bufio.NewReaderSize(stored, 64<<10)
-	compression, err := sniff(packed)
+	format, err := compress.Detect(packed)
 	if err != nil {
 		return got, err
 	}
 	diffHash := blobHash // of a tar that is not packed
 	if unpack {
 		var tarHash io.Writer = io.Discard
-		if compression != plain {
+		if format != compress.Plain {
 			diffHash = sha256.New()
 			tarHash = diffHash
 		}
-		tar, err := openTar(packed, compression, tarHash)
+		tar, err := openTar(packed, format, tarHash)
 		if err != nil {
 			return got, err
 		}
@@ -137,7 +138,7 @@ func (in *intake) ingest(ctx context.Context, p part, unpack bool) (got staged, 
 		return got, err
 	}
 
-	got.desc = v1.Descriptor{Digest: sum(blobHash), Size: meter.event.Done, MediaType: compression.mediaType()}
+	got.desc = v1.Descriptor{Digest: sum(blobHash), Size: meter.event.Done, MediaType: mediaType(format)}
 	got.blob = blob.Name()
 	switch {
 	case p.desc.Size >= 0 && got.desc.Size != p.desc.Size:
@@ -161,15 +162,15 @@ func (in *intake) ingest(ctx context.Context, p part, unpack bool) (got staged, 
 }
 
 // openTar unpacks a blob ahead of its reader. The hash gets the tar too.
-func openTar(packed io.Reader, c compression, tarHash io.Writer) (io.ReadCloser, error) {
-	switch c {
-	case plain:
+func openTar(packed io.Reader, format compress.Format, tarHash io.Writer) (io.ReadCloser, error) {
+	switch format {
+	case compress.Plain:
 		return io.NopCloser(io.TeeReader(packed, tarHash)), nil
-	case gzipped, zstandard:
+	case compress.Gzip, compress.Zstd:
 	default:
-		return nil, fmt.Errorf("packed with %s, which layers are not", c)
+		return nil, fmt.Errorf("packed with %s, which layers are not", format)
 	}
-	unpacked, err := c.unpack(packed)
+	unpacked, err := format.NewReader(packed)
 	if err != nil {
 		return nil, err
 	}
@@ -251,12 +252,12 @@ func (in *intake) mergeOne(ctx context.Context, writer *disk.LayerWriter, path s
 	}
 	defer file.Close()
 	packed := bufio.NewReaderSize(&meter{ctx: ctx, r: file, limit: in.maxBytes, over: in.tooLarge()}, 256<<10)
-	compression, err := sniff(packed)
+	format, err := compress.Detect(packed)
 	if err != nil {
 		return 0, err
 	}
 	tarHash := sha256.New()
-	tar, err := openTar(packed, compression, tarHash)
+	tar, err := openTar(packed, format, tarHash)
 	if err != nil {
 		return 0, err
 	}
@@ -327,11 +328,11 @@ func sum(h hash.Hash) v1.Hash {
 	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(h.Sum(nil))}
 }
 
-func (c compression) mediaType() types.MediaType {
-	switch c {
-	case gzipped:
+func mediaType(format compress.Format) types.MediaType {
+	switch format {
+	case compress.Gzip:
 		return types.OCILayer
-	case zstandard:
+	case compress.Zstd:
 		return types.OCILayerZStd
 	}
 	return types.OCIUncompressedLayer

@@ -7,10 +7,11 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/matchlock/matchlock/internal/compress"
 )
 
 func TestParseDocument(t *testing.T) {
-	manifest, _ := makeImage(t, gzipped, rootTar(t)).files(t)
+	manifest, _ := makeImage(t, compress.Gzip, rootTar(t)).files(t)
 	doc, err := parseDocument(manifest)
 	if err != nil || doc.manifest == nil || doc.index != nil {
 		t.Fatalf("a manifest: %+v, %v", doc, err)
@@ -43,7 +44,7 @@ func TestParseDocument(t *testing.T) {
 // FuzzManifest reads documents and configurations. What is accepted must be safe to use as names of files, and as what
 // a program is started with.
 func FuzzManifest(f *testing.F) {
-	manifest, config := makeImage(f, gzipped, rootTar(f), rootTar(f)).files(f)
+	manifest, config := makeImage(f, compress.Gzip, rootTar(f), rootTar(f)).files(f)
 	index := toJSON(f, v1.IndexManifest{SchemaVersion: 2, Manifests: []v1.Descriptor{{MediaType: types.OCIManifestSchema1, Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}}})
 	f.Add(manifest, config)
 	f.Add(index, []byte(`{"rootfs":{"diff_ids":["sha256:00"]},"created":"x"}`))

@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/matchlock/matchlock/internal/compress"
 )
 
 // blobServer is a registry that serves what it is given, true or not.
@@ -168,7 +169,7 @@ func TestPullIndex(t *testing.T) {
 	index.SchemaVersion, index.MediaType = 2, types.OCIImageIndex
 	digests := make(map[string]string)
 	for i, platform := range []v1.Platform{{OS: "unknown", Architecture: "unknown"}, {OS: "linux", Architecture: "arm64", Variant: "v8"}, {OS: "linux", Architecture: "amd64"}, {OS: "linux", Architecture: "s390x"}} {
-		img := makeImage(t, gzipped, layerTars(t, i+1)...)
+		img := makeImage(t, compress.Gzip, layerTars(t, i+1)...)
 		img.config.Architecture, img.config.Variant = platform.Architecture, platform.Variant
 		b.publish(t, "part", img)
 		manifest, _ := img.files(t)
@@ -204,7 +205,7 @@ func TestPullIndex(t *testing.T) {
 
 func TestPullManyLayers(t *testing.T) {
 	b, s := serve(t), newStore(t)
-	img := makeImage(t, gzipped, layerTars(t, 60)...)
+	img := makeImage(t, compress.Gzip, layerTars(t, 60)...)
 	image := mustPull(t, s, b.publish(t, "60", img), PullOptions{})
 	cut := 60 - (MaxLayers - 1)
 	checkLayers(t, image, append([][][]byte{img.tars[:cut]}, single(img.tars[cut:])...)...)
@@ -213,7 +214,7 @@ func TestPullManyLayers(t *testing.T) {
 	}
 
 	// An image on the same base shares the files of it that it can.
-	more := makeImage(t, gzipped, append(slices.Clone(img.tars), rootTar(t))...)
+	more := makeImage(t, compress.Gzip, append(slices.Clone(img.tars), rootTar(t))...)
 	image = mustPull(t, s, b.publish(t, "61", more), PullOptions{})
 	checkLayers(t, image, append([][][]byte{more.tars[:cut+1]}, single(more.tars[cut+1:])...)...)
 	if n := len(b.fetched); n != 61+2 {
@@ -233,22 +234,22 @@ func TestPullManyLayers(t *testing.T) {
 func TestPullRepeatedAndClingingLayers(t *testing.T) {
 	b, s := serve(t), newStore(t)
 	base, top := rootTar(t), makeTar(t, entry{name: "etc/"}, entry{name: "etc/x", data: "x"})
-	again := makeImage(t, gzipped, base, top, base)
+	again := makeImage(t, compress.Gzip, base, top, base)
 	image := mustPull(t, s, b.publish(t, "again", again), PullOptions{})
 	checkLayers(t, image, single([][]byte{top, base})...)
 
 	// A file without its folder must not change the folder's attributes, so it cannot lie on the layer below by itself.
 	orphan := makeTar(t, entry{name: "etc/orphan", data: "o"})
-	clinging := makeImage(t, gzipped, base, orphan, top)
+	clinging := makeImage(t, compress.Gzip, base, orphan, top)
 	image = mustPull(t, s, b.publish(t, "orphan", clinging), PullOptions{})
 	checkLayers(t, image, [][]byte{base, orphan}, [][]byte{top})
 }
 
 func TestPullRefuses(t *testing.T) {
-	sound := func() *testImage { return makeImage(t, gzipped, rootTar(t), layerTars(t, 1)[0]) }
+	sound := func() *testImage { return makeImage(t, compress.Gzip, rootTar(t), layerTars(t, 1)[0]) }
 	other := v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("ab", 32)}
 	bad := func(e ...entry) func(*testImage) {
-		return func(img *testImage) { *img = *makeImage(t, gzipped, rootTar(t), makeTar(t, e...)) }
+		return func(img *testImage) { *img = *makeImage(t, compress.Gzip, rootTar(t), makeTar(t, e...)) }
 	}
 	tests := []struct {
 		name  string
@@ -257,19 +258,21 @@ func TestPullRefuses(t *testing.T) {
 	}{
 		{"corrupted blob", func(img *testImage) { img.blobs[1][len(img.blobs[1])/2] ^= 0x40 }, "layer %1"},
 		{"another sound blob", func(img *testImage) {
-			img.blobs[1] = pack(t, gzipped, rootTar(t))
+			img.blobs[1] = pack(t, compress.Gzip, rootTar(t))
 			img.manifest.Layers[1].Size = int64(len(img.blobs[1]))
 		}, "layer %1: its content is sha256:"},
 		{"truncated blob", func(img *testImage) { img.blobs[1] = img.blobs[1][:len(img.blobs[1])-9] }, "layer %1"},
-		{"truncated inside", func(img *testImage) { *img = *makeImage(t, plain, rootTar(t), rootTar(t)[:1540]) }, "layer %1: entry \"./bin/hello\""},
+		{"truncated inside", func(img *testImage) { *img = *makeImage(t, compress.Plain, rootTar(t), rootTar(t)[:1540]) }, "layer %1: entry \"./bin/hello\""},
 		{"blob with a tail", func(img *testImage) {
 			img.blobs[1] = append(img.blobs[1], "tail"...)
 			img.manifest.Layers[1] = descriptorOf(img.blobs[1], types.OCILayer)
 		}, "layer %1: "},
 		{"wrong size", func(img *testImage) { img.manifest.Layers[1].Size-- }, "layer %1"},
 		{"wrong diff id", func(img *testImage) { img.config.RootFS.DiffIDs[1] = other }, "layer %1: unpacks to sha256:"},
-		{"no tar", func(img *testImage) { *img = *makeImage(t, gzipped, rootTar(t), []byte(strings.Repeat("text", 1000))) }, "layer %1: "},
-		{"layer packed with xz", func(img *testImage) { *img = *makeImage(t, xzipped, rootTar(t), rootTar(t)) }, "packed with xz"},
+		{"no tar", func(img *testImage) {
+			*img = *makeImage(t, compress.Gzip, rootTar(t), []byte(strings.Repeat("text", 1000)))
+		}, "layer %1: "},
+		{"layer packed with xz", func(img *testImage) { *img = *makeImage(t, compress.XZ, rootTar(t), rootTar(t)) }, "packed with xz"},
 		{"diff id missing", func(img *testImage) { img.config.RootFS.DiffIDs = img.config.RootFS.DiffIDs[:1] }, "1 diff ids for 2 layers"},
 		{"diff id of another algorithm", func(img *testImage) {
 			img.config.RootFS.DiffIDs[1] = v1.Hash{Algorithm: "sha512", Hex: strings.Repeat("ab", 64)}
@@ -342,7 +345,7 @@ func TestPullResumes(t *testing.T) {
 		t.Run(fmt.Sprintf("ranges=%v", ranges), func(t *testing.T) {
 			b, s := serve(t), newStore(t)
 			big := makeTar(t, entry{name: "big", data: strings.Repeat("0123456789abcdef", 1<<16)})
-			img := makeImage(t, plain, big)
+			img := makeImage(t, compress.Plain, big)
 			requests := 0
 			b.blob = func(w http.ResponseWriter, r *http.Request, data []byte) bool {
 				if len(data) != len(big) {
@@ -393,7 +396,7 @@ func (c *cutting) Write(p []byte) (int, error) {
 // TestPullKeepsFinishedLayers lets one layer fail and counts what the next pull fetches.
 func TestPullKeepsFinishedLayers(t *testing.T) {
 	b, s := serve(t), newStore(t)
-	img := makeImage(t, gzipped, layerTars(t, 3)...)
+	img := makeImage(t, compress.Gzip, layerTars(t, 3)...)
 	ref := b.publish(t, "x", img)
 	last := img.manifest.Layers[2].Digest.String()
 	blob := b.blobs[last]
@@ -419,7 +422,7 @@ func TestPullKeepsFinishedLayers(t *testing.T) {
 func TestPullCredentials(t *testing.T) {
 	b, s := serve(t), newStore(t)
 	b.auth = "secret"
-	ref := b.publish(t, "private", makeImage(t, gzipped, rootTar(t)))
+	ref := b.publish(t, "private", makeImage(t, compress.Gzip, rootTar(t)))
 	dir := t.TempDir()
 	t.Setenv("DOCKER_CONFIG", dir)
 	if _, err := s.Pull(t.Context(), ref, PullOptions{}); !errors.Is(err, ErrDenied) {
@@ -456,7 +459,7 @@ func TestPullUnknown(t *testing.T) {
 
 func TestPullPinned(t *testing.T) {
 	b, s := serve(t), newStore(t)
-	img := makeImage(t, gzipped, rootTar(t))
+	img := makeImage(t, compress.Gzip, rootTar(t))
 	b.publish(t, "x", img)
 	manifest, _ := img.files(t)
 	repo := b.host + "/test/image"
@@ -474,12 +477,12 @@ func TestPullPinned(t *testing.T) {
 // TestPullNeedsProof has a manifest claim that a blob of its own unpacks to another image's layer.
 func TestPullNeedsProof(t *testing.T) {
 	b, s := serve(t), newStore(t)
-	private := makeImage(t, gzipped, rootTar(t))
+	private := makeImage(t, compress.Gzip, rootTar(t))
 	mustPull(t, s, b.publish(t, "private", private), PullOptions{})
-	own := makeImage(t, gzipped, layerTars(t, 1)[0])
+	own := makeImage(t, compress.Gzip, layerTars(t, 1)[0])
 	mustPull(t, s, b.publish(t, "own", own), PullOptions{})
 
-	thief := makeImage(t, gzipped, layerTars(t, 1)[0])
+	thief := makeImage(t, compress.Gzip, layerTars(t, 1)[0])
 	thief.config.RootFS.DiffIDs = private.config.RootFS.DiffIDs
 	if _, err := s.Pull(t.Context(), b.publish(t, "thief", thief), PullOptions{}); err == nil || !strings.Contains(err.Error(), "unpacks to") {
 		t.Errorf("pull: %v, want a refusal", err)
@@ -488,12 +491,12 @@ func TestPullNeedsProof(t *testing.T) {
 
 func TestPullBounds(t *testing.T) {
 	b, s := serve(t), newStore(t)
-	bomb := makeImage(t, gzipped, makeTar(t, entry{name: "zeros", data: strings.Repeat("\x00", 10<<20)}))
+	bomb := makeImage(t, compress.Gzip, makeTar(t, entry{name: "zeros", data: strings.Repeat("\x00", 10<<20)}))
 	ref := b.publish(t, "bomb", bomb)
 	if _, err := s.Pull(t.Context(), ref, PullOptions{MaxBytes: 5 << 20}); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("10 MiB of 5: %v, want ErrTooLarge", err)
 	}
-	two := makeImage(t, gzipped, layerTars(t, 1)[0], makeTar(t, entry{name: "a", data: strings.Repeat("a", 3<<20)}), makeTar(t, entry{name: "b", data: strings.Repeat("b", 3<<20)}))
+	two := makeImage(t, compress.Gzip, layerTars(t, 1)[0], makeTar(t, entry{name: "a", data: strings.Repeat("a", 3<<20)}), makeTar(t, entry{name: "b", data: strings.Repeat("b", 3<<20)}))
 	if _, err := s.Pull(t.Context(), b.publish(t, "two", two), PullOptions{MaxBytes: 5 << 20}); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("two layers of 3 MiB: %v, want ErrTooLarge", err)
 	}
@@ -507,7 +510,7 @@ func TestPullBounds(t *testing.T) {
 
 func TestPullProgress(t *testing.T) {
 	b, s := serve(t), newStore(t)
-	img := makeImage(t, gzipped, layerTars(t, 10)...)
+	img := makeImage(t, compress.Gzip, layerTars(t, 10)...)
 	var events []Event // calls never overlap
 	mustPull(t, s, b.publish(t, "p", img), PullOptions{Progress: func(e Event) { events = append(events, e) }})
 	ready := make(map[string]bool)
@@ -526,7 +529,7 @@ func TestPullProgress(t *testing.T) {
 
 func TestPullCancelled(t *testing.T) {
 	b, s := serve(t), newStore(t)
-	img := makeImage(t, gzipped, rootTar(t))
+	img := makeImage(t, compress.Gzip, rootTar(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	b.blob = func(_ http.ResponseWriter, r *http.Request, data []byte) bool {
 		if digestOf(data) != digestOf(img.blobs[0]) {
@@ -545,7 +548,7 @@ func TestPullCancelled(t *testing.T) {
 func TestPullStalled(t *testing.T) {
 	b, s := serve(t), newStore(t)
 	s.idle = 50 * time.Millisecond
-	img := makeImage(t, gzipped, rootTar(t))
+	img := makeImage(t, compress.Gzip, rootTar(t))
 	asked := 0
 	b.blob = func(w http.ResponseWriter, r *http.Request, data []byte) bool {
 		if digestOf(data) != digestOf(img.blobs[0]) {
@@ -568,7 +571,7 @@ func TestPullStalled(t *testing.T) {
 
 func TestPullForce(t *testing.T) {
 	b, s := serve(t), newStore(t)
-	img := makeImage(t, gzipped, layerTars(t, 10)...)
+	img := makeImage(t, compress.Gzip, layerTars(t, 10)...)
 	ref := b.publish(t, "x", img)
 	image := mustPull(t, s, ref, PullOptions{})
 	for _, path := range []string{image.Layers[0].Path, image.Layers[3].Path} {

@@ -20,6 +20,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/matchlock/matchlock/internal/compress"
 )
 
 func TestOpen(t *testing.T) {
@@ -262,7 +263,7 @@ func TestDamaged(t *testing.T) {
 
 func TestSave(t *testing.T) {
 	s := newStore(t)
-	one, two := mustImport(t, s, "one", rootTar(t)), mustImport(t, s, "docker.io/library/two:2", makeTar(t, layoutEntries(t, []string{"x"}, makeImage(t, gzipped, layerTars(t, 12)...))...))
+	one, two := mustImport(t, s, "one", rootTar(t)), mustImport(t, s, "docker.io/library/two:2", makeTar(t, layoutEntries(t, []string{"x"}, makeImage(t, compress.Gzip, layerTars(t, 12)...))...))
 	var tar bytes.Buffer
 	if err := s.Save(t.Context(), []string{"one", "two:2"}, &tar); err != nil {
 		t.Fatal(err)
@@ -304,7 +305,7 @@ func TestSave(t *testing.T) {
 // BenchmarkLookup looks up an image of a usual size among a hundred names.
 func BenchmarkLookup(b *testing.B) {
 	s := newStore(b)
-	mustImport(b, s, "box", makeTar(b, layoutEntries(b, []string{"x"}, makeImage(b, gzipped, layerTars(b, 20)...))...))
+	mustImport(b, s, "box", makeTar(b, layoutEntries(b, []string{"x"}, makeImage(b, compress.Gzip, layerTars(b, 20)...))...))
 	for i := range 100 {
 		if err := s.Tag("box", fmt.Sprintf("docker.io/library/box:%d", i)); err != nil {
 			b.Fatal(err)
@@ -379,10 +380,10 @@ func TestTogether(t *testing.T) {
 	b, s := serve(t), newStore(t)
 	tars := layerTars(t, 12)
 	refs := []string{
-		b.publish(t, "base", makeImage(t, gzipped, tars[:3]...)),
-		b.publish(t, "some", makeImage(t, gzipped, tars[:5]...)),
-		b.publish(t, "many", makeImage(t, gzipped, tars...)),
-		b.publish(t, "same", makeImage(t, zstandard, tars[:3]...)), // the same layers, packed otherwise
+		b.publish(t, "base", makeImage(t, compress.Gzip, tars[:3]...)),
+		b.publish(t, "some", makeImage(t, compress.Gzip, tars[:5]...)),
+		b.publish(t, "many", makeImage(t, compress.Gzip, tars...)),
+		b.publish(t, "same", makeImage(t, compress.Zstd, tars[:3]...)), // the same layers, packed otherwise
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -415,7 +416,7 @@ func TestTogether(t *testing.T) {
 func TestKilled(t *testing.T) {
 	s := newStore(t)
 	b := serve(t)
-	img := makeImage(t, gzipped, rootTar(t))
+	img := makeImage(t, compress.Gzip, rootTar(t))
 	started := make(chan struct{})
 	b.blob = func(_ http.ResponseWriter, r *http.Request, data []byte) bool {
 		if digestOf(data) != digestOf(img.blobs[0]) {

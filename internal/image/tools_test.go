@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/matchlock/matchlock/internal/compress"
 )
 
 // tool returns the path of a program that a test needs, which is an error to lack: make test installs it.
@@ -158,7 +159,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	big := makeTar(t, entry{name: "usr/big", data: strings.Repeat("0123456789abcdef", 1<<17)})
-	for _, c := range []compression{plain, gzipped} {
+	for _, c := range []compress.Format{compress.Plain, compress.Gzip} {
 		_, err := s.Import(t.Context(), "big", bytes.NewReader(pack(t, c, big)), ImportOptions{})
 		if !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("%v: %v, want ENOSPC", c, err)
