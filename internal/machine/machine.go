@@ -68,7 +68,7 @@ type Machine struct {
 	link    *os.File // host end of the guest's link; nil: none of ours
 	rootfs  string
 	client  *agent.Client
-	control *agent.Control // set by Start
+	control *agent.Control // set by Start, closed by Close
 
 	// life ends with the guest; its cause says why and wraps vm.ErrNotRunning.
 	life    context.Context
@@ -142,6 +142,9 @@ func (m *Machine) setUp(ctx context.Context) error {
 		return fmt.Errorf("control port: %w", err)
 	}
 	control := agent.NewControl(conn)
+	m.mu.Lock()
+	m.control = control // for Close from now on; it is used when the machine runs
+	m.mu.Unlock()
 	hello, err := m.greet(ctx, control)
 	if err != nil {
 		return err
@@ -162,9 +165,6 @@ func (m *Machine) setUp(ctx context.Context) error {
 	if err := control.Setup(setupCtx, setup); err != nil {
 		return fmt.Errorf("guest set-up: %w", err)
 	}
-	m.mu.Lock()
-	m.control = control
-	m.mu.Unlock()
 	m.clockSet = setup.Time
 	m.serving.Go(m.keepClock)
 	return m.listenVsock()
@@ -495,6 +495,7 @@ func (m *Machine) Close(context.Context) error {
 	m.closed = true
 	sockets := m.sockets
 	m.sockets = nil
+	control := m.control
 	m.mu.Unlock()
 
 	m.stopped.Store(true)
@@ -502,6 +503,9 @@ func (m *Machine) Close(context.Context) error {
 	m.end(fmt.Errorf("%w: it was closed", vm.ErrNotRunning)) // for one that never ran
 	for _, socket := range sockets {
 		err = errors.Join(err, socket.Close())
+	}
+	if first && control != nil {
+		err = errors.Join(err, control.Close())
 	}
 	if first && m.link != nil {
 		err = errors.Join(err, m.link.Close())

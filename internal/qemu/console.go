@@ -70,14 +70,23 @@ func (c *console) collect(r io.ReadCloser) {
 	io.Copy(c, r) // an error is the end of the stream as well
 }
 
+// kernelPanic is how a kernel begins to say why it ends. A stack follows, which
+// says less.
+const kernelPanic = "Kernel panic - not syncing"
+
 // lastLines returns the last lines said, fit for a terminal.
 func (c *console) lastLines() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var lines []string
 	for line := range bytes.Lines(c.tail) {
-		if text := wire.Printable(strings.TrimSpace(string(line))); text != "" {
-			lines = append(lines, text)
+		text := wire.Printable(strings.TrimSpace(string(line)))
+		if text == "" {
+			continue
+		}
+		lines = append(lines, text)
+		if strings.Contains(text, kernelPanic) {
+			break
 		}
 	}
 	return strings.Join(lines[max(0, len(lines)-errorLines):], "; ")

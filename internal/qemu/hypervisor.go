@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/matchlock/matchlock/internal/machine"
 	"github.com/matchlock/matchlock/internal/wire"
@@ -50,7 +51,10 @@ type hypervisor struct {
 	endErr error
 }
 
-var _ machine.Hypervisor = (*hypervisor)(nil)
+var (
+	_ machine.Hypervisor = (*hypervisor)(nil)
+	_ machine.Narrator   = (*hypervisor)(nil)
+)
 
 // openLink makes the guest's link unless the caller's end is given, and
 // returns our end of it.
@@ -76,11 +80,13 @@ func (h *hypervisor) Start(ctx context.Context) error {
 func (h *hypervisor) start(ctx context.Context) error {
 	var ends channels
 	var child []*os.File // ends that are the child's alone
-	defer func() {
+	closeChild := func() {
 		for _, f := range child {
 			f.Close()
 		}
-	}()
+		child = nil
+	}
+	defer closeChild()
 	own := func(f *os.File, err error) (*os.File, error) {
 		if err == nil {
 			child = append(child, f)
@@ -140,14 +146,25 @@ func (h *hypervisor) start(ctx context.Context) error {
 	if err := h.launch(cmd); err != nil {
 		return err
 	}
+	closeChild() // from now on these connections end with QEMU
+	return h.connect(ctx, ourQMP, dir)
+}
 
-	conn, err := net.FileConn(ourQMP)
+// greetingTime is how long QEMU may take until its monitor answers. It needs
+// 30 ms where nothing else goes on.
+const greetingTime = 20 * time.Second
+
+// connect makes the connections to QEMU and, through it, to the guest.
+func (h *hypervisor) connect(ctx context.Context, monitor, dir *os.File) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, greetingTime, fmt.Errorf("no answer within %v", greetingTime))
+	defer cancel()
+	conn, err := net.FileConn(monitor)
 	if err != nil {
 		return err
 	}
 	qmp, err := newQMP(ctx, conn.(*net.UnixConn))
 	if err != nil {
-		return fmt.Errorf("qemu did not start: %w", err)
+		return h.notStarted(err)
 	}
 	ctl, err := dialIn(ctx, dir, "ctl")
 	if err != nil {
@@ -167,6 +184,24 @@ func (h *hypervisor) start(ctx context.Context) error {
 	return errors.Join(os.Remove(filepath.Join(h.dir, "ctl")), os.Remove(filepath.Join(h.dir, "data")))
 }
 
+// notStarted puts what QEMU said last in the place of an error that came of its
+// end.
+func (h *hypervisor) notStarted(err error) error {
+	if errors.Is(err, errQMPEnded) {
+		select {
+		case <-h.ended: // a moment after its connections
+			if h.endErr != nil {
+				return h.endErr
+			}
+		case <-time.After(endGrace):
+		}
+	}
+	return fmt.Errorf("qemu did not start: %w", err)
+}
+
+// endGrace is how much later than its connections a process may end.
+const endGrace = time.Second
+
 // launch starts the process, unless Close came first, and sees to its end.
 func (h *hypervisor) launch(cmd *exec.Cmd) error {
 	h.mu.Lock()
@@ -184,7 +219,7 @@ func (h *hypervisor) launch(cmd *exec.Cmd) error {
 		h.collects.Wait() // what was said last may still be on its way
 		h.mu.Lock()
 		if !h.closed {
-			h.endErr = endReason(process.err, h.console.lastLines())
+			h.endErr = endReason(process.err, h.qmp != nil, h.console.lastLines())
 		}
 		h.mu.Unlock()
 		close(h.ended)
@@ -195,10 +230,13 @@ func (h *hypervisor) launch(cmd *exec.Cmd) error {
 // endReason tells of a guest that ended unasked. QEMU ends with status 0 when
 // its guest resets, and a kernel that panics does so too: the console knows
 // more than QEMU.
-func endReason(exit error, lastLines string) error {
+func endReason(exit error, ran bool, lastLines string) error {
 	reason := "the guest's kernel ended"
-	if exit != nil {
+	switch {
+	case exit != nil:
 		reason = "qemu ended: " + exit.Error()
+	case !ran:
+		reason = "qemu ended at once"
 	}
 	if lastLines != "" {
 		reason += "; it said last: " + lastLines
@@ -215,6 +253,9 @@ func (h *hypervisor) Wait(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 }
+
+// LastLines implements machine.Narrator.
+func (h *hypervisor) LastLines() string { return h.console.lastLines() }
 
 // PID implements machine.Hypervisor.
 func (h *hypervisor) PID() int {

@@ -29,6 +29,7 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 		if err != nil {
 			return
 		}
+		endGroup(cmd.Process.Pid)
 		p.err = cmd.Wait()
 		close(p.ended)
 	}()

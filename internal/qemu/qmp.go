@@ -111,7 +111,7 @@ func newQMP(ctx context.Context, conn *net.UnixConn) (*qmp, error) {
 		case <-q.done:
 			return q.Err()
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 	}()
 	if err != nil {
@@ -164,14 +164,14 @@ func (q *qmp) execute(ctx context.Context, command string, args any, file *os.Fi
 	case <-q.done:
 		return nil, q.Err()
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	}
 	select {
 	case a := <-answered:
 		return a.result, a.err
 	case <-q.done:
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	}
 	// QEMU answers quit, for one, and ends at once.
 	select {
