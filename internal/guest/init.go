@@ -177,6 +177,9 @@ func (g *guest) Boot(b *api.BootData) error {
 	if err != nil {
 		return err
 	}
+	if err := allow(limits); err != nil {
+		return err
+	}
 	g.starter.limits = limits
 	g.server.AddEnv(b.Env)
 	return g.confine(b.Confinement)

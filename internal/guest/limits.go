@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +21,7 @@ const maxOpenFiles = 1 << 20
 
 // limit is one resource limit.
 type limit struct {
+	name       string
 	resource   int
 	soft, hard uint64
 }
@@ -39,9 +41,27 @@ func parseLimits(ulimits []api.Ulimit) ([]limit, error) {
 		if !ok || u.Soft > u.Hard {
 			return nil, fmt.Errorf("ulimit %s=%d:%d: unknown, or the soft limit is above the hard one", u.Name, u.Soft, u.Hard)
 		}
-		limits = append(limits, limit{resource, u.Soft, u.Hard})
+		limits = append(limits, limit{u.Name, resource, u.Soft, u.Hard})
 	}
 	return limits, nil
+}
+
+// allow raises PID 1's own hard limits as far as limits ask: commands inherit
+// them, and may not raise any themselves.
+func allow(limits []limit) error {
+	for _, l := range limits {
+		var now unix.Rlimit
+		err := unix.Getrlimit(l.resource, &now)
+		if err == nil && l.hard > now.Max {
+			now.Max = l.hard
+			// Not unix.Setrlimit: package syscall remembers what it set for files.
+			err = syscall.Setrlimit(l.resource, &syscall.Rlimit{Cur: now.Cur, Max: now.Max})
+		}
+		if err != nil {
+			return fmt.Errorf("ulimit %s=%d:%d: %w", l.name, l.soft, l.hard, err)
+		}
+	}
+	return nil
 }
 
 // limitsName is the name under which this program sets limits and makes place
