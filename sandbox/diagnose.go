@@ -1,13 +1,13 @@
 package sandbox
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/matchlock/matchlock/api"
@@ -170,18 +170,26 @@ func (d *diagnosis) checkSpace(dirs ...string) {
 }
 
 func (d *diagnosis) checkMemory() {
+	_, available := hostMemory()
+	switch {
+	case available == 0: // not Linux
+	case available < lowMemory:
+		d.add("memory", Warn, api.FormatSize(available)+" available", "a sandbox takes up to --memory, 512 MiB by default")
+	default:
+		d.add("memory", OK, api.FormatSize(available)+" available", "")
+	}
+}
+
+// hostMemory returns the host's memory in bytes, 0 where it is not known.
+func hostMemory() (total, available int64) {
 	meminfo, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		return // not Linux
+		return 0, 0
 	}
-	_, rest, _ := bytes.Cut(meminfo, []byte("MemAvailable:"))
-	var kib int64
-	if _, err := fmt.Sscan(string(rest), &kib); err != nil {
-		return // a kernel that does not tell
+	field := func(name string) (kib int64) {
+		_, rest, _ := strings.Cut(string(meminfo), name+":")
+		fmt.Sscan(rest, &kib) // leaves 0 where there is none
+		return kib
 	}
-	if available := kib << 10; available < lowMemory {
-		d.add("memory", Warn, api.FormatSize(available)+" available", "a sandbox takes up to --memory, 512 MiB by default")
-		return
-	}
-	d.add("memory", OK, api.FormatSize(kib<<10)+" available", "")
+	return field("MemTotal") << 10, field("MemAvailable") << 10
 }

@@ -107,6 +107,9 @@ func (o Options) New(ctx context.Context, config api.Config) (*Sandbox, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
+	if total, _ := hostMemory(); total > 0 && config.Memory > total {
+		return nil, fmt.Errorf("memory %s: the host has %s", api.FormatSize(config.Memory), api.FormatSize(total))
+	}
 	s := &Sandbox{config: config.WithDefaults(), options: o.withDefaults()}
 	if err := s.start(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
