@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,6 +37,7 @@ type hypervisor struct {
 	startOnce sync.Once
 	monitor   string         // path of the socket for a person, once it is there
 	collects  sync.WaitGroup // of what the console and QEMU say
+	watching  sync.WaitGroup // for what its monitor says
 
 	mu      sync.Mutex
 	closed  bool
@@ -180,6 +182,8 @@ func (h *hypervisor) connect(ctx context.Context, monitor, dir *os.File) error {
 		return errors.Join(net.ErrClosed, qmp.Close(), ctl.Close(), data.Close())
 	}
 	h.qmp, h.ctl, h.data = qmp, ctl, data
+	faults, cancel := qmp.Subscribe("BLOCK_IO_ERROR")
+	h.watching.Go(func() { defer cancel(); h.tellDiskFault(faults) })
 	// One connection each for the machine's life: nobody else gets in.
 	return errors.Join(os.Remove(filepath.Join(h.dir, "ctl")), os.Remove(filepath.Join(h.dir, "data")))
 }
@@ -251,6 +255,24 @@ func (h *hypervisor) Wait(ctx context.Context) error {
 		return h.endErr
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+}
+
+// tellDiskFault says what the guest, which sees but an I/O error, cannot know:
+// the host's disk is full, for one. Once is enough.
+func (h *hypervisor) tellDiskFault(faults <-chan qmpEvent) {
+	for fault := range faults {
+		var f struct {
+			Node      string `json:"node-name"`
+			Operation string `json:"operation"`
+			Reason    string `json:"reason"`
+		}
+		if err := json.Unmarshal(fault.Data, &f); err != nil {
+			continue // its sender is not to be trusted
+		}
+		h.log.Warn("a disk of the guest fails on the host",
+			"disk", wire.Printable(f.Node), "operation", wire.Printable(f.Operation), "error", wire.Printable(f.Reason))
+		return
 	}
 }
 
@@ -343,6 +365,7 @@ func (h *hypervisor) Close() error {
 	h.muxMu.Unlock()
 	if h.qmp != nil {
 		h.qmp.Close()
+		h.watching.Wait()
 	}
 	for _, conn := range []net.Conn{h.ctl, h.data} {
 		if conn != nil {

@@ -114,7 +114,9 @@ func (c *invocation) blockDevice(i int, d blockDevice) {
 	}
 	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", c.fd(d.image), set),
 		"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,read-only=%s,locking=off,cache.no-flush=%s", d.serial, set, readOnly, noFlush),
-		"-device", fmt.Sprintf("virtio-blk-device,drive=%s,serial=%s", d.serial, d.serial))
+		// A host's disk that is full is an error in the guest. By default QEMU would
+		// halt the machine until somebody made room.
+		"-device", fmt.Sprintf("virtio-blk-device,drive=%s,serial=%s,werror=report,rerror=report", d.serial, d.serial))
 }
 
 // kernelArgs is the guest's kernel command line. Nothing of one sandbox stands
