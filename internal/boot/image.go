@@ -26,6 +26,9 @@ var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AA
 // errNoKernel is the cause when a file is of no kind that boots.
 var errNoKernel = errors.New("not a Linux kernel image (neither ELF vmlinux nor bzImage)")
 
+// errCut is the cause when the end of a vmlinux is missing.
+var errCut = errors.New("the file is cut short")
+
 // A kernelImage is a kernel file, its kind told by its content, never by its name.
 type kernelImage struct {
 	io.ReaderAt
@@ -58,7 +61,7 @@ func openImage(r io.ReaderAt, size int64, arch string) (*kernelImage, error) {
 	switch {
 	case bytes.HasPrefix(head, []byte(elf.ELFMAG)):
 		img.kind = kindVmlinux
-		return img, checkMachine(r, arch)
+		return img, checkELF(r, size, arch)
 	case n >= 64 && string(head[56:60]) == "ARM\x64": // Documentation/arch/arm64/booting.rst
 		img.kind = kindImage
 		return img, checkArch("arm64", arch)
@@ -72,10 +75,19 @@ func openImage(r io.ReaderAt, size int64, arch string) (*kernelImage, error) {
 	return nil, errNoKernel
 }
 
-func checkMachine(r io.ReaderAt, arch string) error {
+// checkELF makes sure that a vmlinux is for arch and whole.
+func checkELF(r io.ReaderAt, size int64, arch string) error {
 	f, err := elf.NewFile(r)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errCut
+	}
 	if err != nil {
 		return err
+	}
+	for _, p := range f.Progs {
+		if p.Off > uint64(size) || p.Filesz > uint64(size)-p.Off {
+			return errCut
+		}
 	}
 	for name, machine := range machines {
 		if f.Machine == machine {

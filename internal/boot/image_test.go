@@ -64,7 +64,9 @@ func TestBzImageCorrupt(t *testing.T) {
 		{"bad payload", le(good(), 1024+64+8, uint64(1<<64-1)), "bzImage: payload: "},
 		{"wrong architecture", elfSpec{machine: elf.EM_AARCH64}.bytes(), "built for arm64, not amd64"},
 		{"strange architecture", elfSpec{machine: elf.EM_S390}.bytes(), "built for EM_S390, not amd64"},
-		{"half an ELF header", elfSpec{}.bytes()[:40], "EOF"},
+		{"half an ELF header", elfSpec{}.bytes()[:40], errCut.Error()},
+		{"vmlinux without its section names", elfSpec{notes: pvhNotes}.bytes()[:400], errCut.Error()},
+		{"vmlinux without the end of a segment", le(elfSpec{notes: pvhNotes}.bytes(), 64+32, uint64(1<<20)), errCut.Error()},
 		{"arm64 Image", le(make([]byte, 64), 56, []byte("ARM\x64")), "built for arm64, not amd64"},
 	}
 	for _, tt := range tests {
