@@ -42,6 +42,17 @@ func (a *app) aliases() []*cobra.Command {
 	return []*cobra.Command{images, rmi}
 }
 
+// onStore is what a command does with the image store.
+func (a *app) onStore(run func(cmd *cobra.Command, store *image.Store, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		store, err := a.store()
+		if err != nil {
+			return err
+		}
+		return run(cmd, store, args)
+	}
+}
+
 // intakeFlags bound what is taken into the store.
 type intakeFlags struct {
 	platform string
@@ -68,32 +79,31 @@ func (a *app) pullCommand() *cobra.Command {
 configuration and its helpers, a proxy from HTTPS_PROXY. Layers that are there are not
 fetched again; a name with a digest gets exactly that image.`,
 		Args: positional("IMAGE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			store, err := a.store()
-			if err != nil {
-				return err
-			}
-			bars := newBars(os.Stderr)
-			defer bars.close()
-			img, err := store.Pull(cmd.Context(), args[0], image.PullOptions{Platform: f.platform, MaxBytes: f.maxSize, Progress: bars.layer})
-			if err != nil {
-				return err
-			}
-			bars.close()
-			return errors.Join(printTaken(cmd.OutOrStdout(), img, f.json), img.Release())
-		},
+		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
+			return f.take(cmd, func(ctx context.Context, progress image.Progress) (*image.Image, error) {
+				return store.Pull(ctx, args[0], image.PullOptions{Platform: f.platform, MaxBytes: f.maxSize, Progress: progress})
+			})
+		}),
 	}
 	f.define(cmd.Flags())
 	return cmd
 }
 
-// printTaken prints what has come into the store.
-func printTaken(w io.Writer, img *image.Image, asJSON bool) error {
-	if asJSON {
-		return printJSON(w, details(img))
+// take brings an image into the store, under bars, and prints what it is.
+func (f *intakeFlags) take(cmd *cobra.Command, from func(context.Context, image.Progress) (*image.Image, error)) error {
+	bars := newBars(os.Stderr)
+	defer bars.close()
+	img, err := untilDone(cmd.Context(), func(ctx context.Context) (*image.Image, error) { return from(ctx, bars.layer) })
+	if err != nil {
+		return err
 	}
-	_, err := fmt.Fprintf(w, "%s %s\n", img.Name, img.Digest)
-	return err
+	bars.close()
+	if f.json {
+		err = printJSON(cmd.OutOrStdout(), details(img))
+	} else {
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s\n", img.Name, img.Digest)
+	}
+	return errors.Join(err, img.Release())
 }
 
 func (a *app) imageImportCommand() *cobra.Command {
@@ -111,51 +121,47 @@ A root file system runs /bin/sh unless --change says otherwise.`,
 		Example: `  docker save debian:12 | matchlock image import debian:12
   matchlock image import --change 'CMD ["python3"]' tools rootfs.tar.zst`,
 		Args: positional("NAME", "[FILE]"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			store, err := a.store()
-			if err != nil {
-				return err
-			}
-			bars := newBars(os.Stderr)
-			defer bars.close()
-			options := image.ImportOptions{Changes: changes, Platform: f.platform, MaxBytes: f.maxSize, Progress: bars.layer}
-			img, err := untilDone(cmd.Context(), func(ctx context.Context) (*image.Image, error) {
+		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
+			return f.take(cmd, func(ctx context.Context, progress image.Progress) (*image.Image, error) {
+				options := image.ImportOptions{Changes: changes, Platform: f.platform, MaxBytes: f.maxSize, Progress: progress}
 				if len(args) == 2 && args[1] != "-" {
 					return store.ImportPath(ctx, args[0], args[1], options)
 				}
-				if isTerminal(cmd.InOrStdin().(*os.File)) {
+				if isTerminal(os.Stdin) {
 					return nil, usageError{errors.New("import: standard input is a terminal; give a FILE or redirect an archive"), pathOf(cmd)}
 				}
-				return store.Import(ctx, args[0], cmd.InOrStdin(), options)
+				return store.Import(ctx, args[0], os.Stdin, options)
 			})
-			if err != nil {
-				return err
-			}
-			bars.close()
-			return errors.Join(printTaken(cmd.OutOrStdout(), img, f.json), img.Release())
-		},
+		}),
 	}
 	f.define(cmd.Flags())
 	cmd.Flags().StringArrayVarP(&changes, "change", "c", nil, "change the image's configuration by a `LINE` of a Dockerfile: CMD, ENTRYPOINT, ENV, USER, WORKDIR")
 	return cmd
 }
 
+// patience is how long what a signal has ended may take to clean up.
+const patience = 2 * time.Second
+
 // untilDone runs work, and does not wait for it for ever once ctx has ended: it
 // may hang in a read of standard input. What it leaves then, the store sweeps.
-func untilDone[T any](ctx context.Context, work func(context.Context) (T, error)) (result T, err error) {
-	done := make(chan struct{})
+func untilDone[T any](ctx context.Context, work func(context.Context) (T, error)) (T, error) {
+	type outcome struct {
+		result T
+		err    error
+	}
+	done := make(chan outcome, 1)
 	go func() {
-		defer close(done)
-		result, err = work(ctx)
+		result, err := work(ctx)
+		done <- outcome{result, err}
 	}()
 	select {
-	case <-done:
-		return result, err
+	case o := <-done:
+		return o.result, o.err
 	case <-ctx.Done():
 	}
 	select {
-	case <-done:
-		return result, err
+	case o := <-done:
+		return o.result, o.err
 	case <-time.After(patience):
 		var none T
 		return none, context.Cause(ctx)
@@ -169,11 +175,7 @@ func (a *app) imageListCommand(name string) *cobra.Command {
 		Aliases: []string{"list"},
 		Short:   "List the images of the local store",
 		Args:    positional(),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			store, err := a.store()
-			if err != nil {
-				return err
-			}
+		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
 			images, err := store.List()
 			if err != nil {
 				return err
@@ -193,7 +195,7 @@ func (a *app) imageListCommand(name string) *cobra.Command {
 				}
 			}
 			return nil
-		},
+		}),
 	}
 	jsonFlag(cmd.Flags(), &asJSON)
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print digests only")
@@ -268,11 +270,7 @@ func (a *app) imageInspectCommand() *cobra.Command {
 		Long:              "Show what the store knows of images, as JSON; with --json one line each.",
 		Args:              positional("IMAGE…"),
 		ValidArgsFunction: a.completeImages(-1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			store, err := a.store()
-			if err != nil {
-				return err
-			}
+		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
 			for _, ref := range args {
 				img, err := store.Lookup(ref)
 				if err != nil {
@@ -287,7 +285,7 @@ func (a *app) imageInspectCommand() *cobra.Command {
 				}
 			}
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "one object a line")
 	return cmd
@@ -315,11 +313,7 @@ func (a *app) imageRemoveCommand(use string) *cobra.Command {
 deleted with the last name. An image that a sandbox runs stays.`,
 		Args:              positional("IMAGE…"),
 		ValidArgsFunction: a.completeImages(-1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			store, err := a.store()
-			if err != nil {
-				return err
-			}
+		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
 			var errs []error
 			for _, ref := range args {
 				removed, err := store.Remove(ref)
@@ -329,7 +323,7 @@ deleted with the last name. An image that a sandbox runs stays.`,
 				errs = append(errs, err)
 			}
 			return errors.Join(errs...)
-		},
+		}),
 	}
 	jsonFlag(cmd.Flags(), &asJSON)
 	return cmd
@@ -354,13 +348,9 @@ func (a *app) imageTagCommand() *cobra.Command {
 		Short:             "Give an image a further name",
 		Args:              positional("IMAGE", "NAME"),
 		ValidArgsFunction: a.completeImages(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			store, err := a.store()
-			if err != nil {
-				return err
-			}
+		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
 			return store.Tag(args[0], args[1])
-		},
+		}),
 	}
 }
 
@@ -373,11 +363,7 @@ func (a *app) imageSaveCommand() *cobra.Command {
 output or in a file.`,
 		Args:              positional("IMAGE…"),
 		ValidArgsFunction: a.completeImages(-1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			store, err := a.store()
-			if err != nil {
-				return err
-			}
+		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
 			if output == "" || output == "-" {
 				if isTerminal(cmd.OutOrStdout()) {
 					return usageError{errors.New("save: standard output is a terminal; redirect it or use --output"), pathOf(cmd)}
@@ -385,7 +371,7 @@ output or in a file.`,
 				return store.Save(cmd.Context(), args, cmd.OutOrStdout())
 			}
 			return writeWhole(output, func(w io.Writer) error { return store.Save(cmd.Context(), args, w) })
-		},
+		}),
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "", "write to `FILE`")
 	return cmd
@@ -415,11 +401,7 @@ func (a *app) imagePruneCommand() *cobra.Command {
 		Long: `Remove what no image with a name and no sandbox needs, and what was left half done; with
 --all the images that no sandbox uses as well.`,
 		Args: positional(),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			store, err := a.store()
-			if err != nil {
-				return err
-			}
+		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
 			removed, err := store.Prune(cmd.Context(), image.PruneOptions{All: all})
 			if err != nil {
 				return err
@@ -429,7 +411,7 @@ func (a *app) imagePruneCommand() *cobra.Command {
 			}
 			_, err = fmt.Fprintf(cmd.ErrOrStderr(), "freed %s in %d files\n", api.FormatSize(removed.Bytes), removed.Files)
 			return err
-		},
+		}),
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "images with a name too, unless a sandbox uses them")
 	jsonFlag(cmd.Flags(), &asJSON)

@@ -31,7 +31,6 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -185,6 +184,3 @@ func notify(c chan<- os.Signal, signals ...os.Signal) {
 		}
 	}
 }
-
-// patience is how long what a signal has ended may take to clean up.
-const patience = 2 * time.Second
