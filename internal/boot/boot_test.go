@@ -198,7 +198,7 @@ func TestPrepareNamed(t *testing.T) {
 		{"vmlinux without PVH", noPVH, "amd64", "6.2.0", "vmlinux", nil, "QEMU cannot start it uncompressed"},
 		{"bzImage", bzImageOf(vmlinux, packers["zst"]), "amd64", testRelease, "vmlinux", vmlinux, ""},
 		{"bzImage without PVH", bzImageOf(noPVH, packers["zst"]), "amd64", testRelease, "bzImage", nil, "no PVH entry"},
-		{"bzImage that we cannot unpack", bzImageOf([]byte("\xfd7zXZ\x00\x00\x01....\x02\x01\x04\x00\x21\x01\x14\x00....."), nil), "amd64", testRelease, "bzImage", nil, "stays packed"},
+		{"bzImage that we cannot unpack", bzImageOf([]byte("\xfd7zXZ\x00\x00\x01\x69\x22\xde\x36\x02\x01\x04\x00\x21\x01\x14\x00\x8f\xe4\x03\x2d."), nil), "amd64", testRelease, "bzImage", nil, "stays packed"},
 		{"arm64 Image", image, "arm64", "6.3.0", "Image", nil, ""},
 	}
 	for _, tt := range tests {

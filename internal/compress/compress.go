@@ -7,15 +7,10 @@ import (
 	"bufio"
 	"bytes"
 	"compress/bzip2"
-	"encoding/binary"
-	"errors"
-	"fmt"
 	"io"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
-	"github.com/ulikunitz/xz/lzma"
 )
 
 // Format is how a stream is packed.
@@ -58,8 +53,8 @@ func Detect(r *bufio.Reader) (Format, error) {
 	return Plain, nil
 }
 
-// NewReader returns the unpacked stream. Closing it does not close r, from which it may read more than it needs. An xz
-// filter other than LZMA2 is an errors.ErrUnsupported.
+// NewReader returns the unpacked stream. Closing it does not close r, from which it may read more than it needs. Reading
+// an xz file that has filters other than LZMA2, as some kernels do, is errors.ErrUnsupported.
 func (f Format) NewReader(r io.Reader) (io.ReadCloser, error) {
 	switch f {
 	case Gzip:
@@ -72,57 +67,10 @@ func (f Format) NewReader(r io.Reader) (io.ReadCloser, error) {
 		}
 		return d.IOReadCloser(), nil
 	case XZ:
-		b := bufio.NewReader(r)
-		if err := checkDictionary(b); err != nil {
-			return nil, err
-		}
-		x, err := xz.NewReader(b)
+		x, err := newXZReader(r)
 		return io.NopCloser(x), err
 	case Bzip2:
 		return io.NopCloser(bzip2.NewReader(r)), nil
 	}
 	return io.NopCloser(r), nil
-}
-
-// checkDictionary looks at the header of the first block of an xz file (xz-file-format.txt, section 3.1): the library
-// would allocate whatever dictionary it asks for, and know no filter but LZMA2.
-func checkDictionary(b *bufio.Reader) error {
-	const streamHeader = 12
-	head, err := b.Peek(streamHeader + 1024)
-	if err != nil && err != io.EOF {
-		return err
-	}
-	if len(head) < streamHeader+6 {
-		return io.ErrUnexpectedEOF
-	}
-	block := head[streamHeader:]
-	size, flags := int(block[0])*4+4, block[1]
-	if block[0] == 0 { // the index: no block at all
-		return nil
-	}
-	if size > len(block) {
-		return io.ErrUnexpectedEOF
-	}
-	block = block[2:size]
-	for _, present := range []byte{0x40, 0x80} { // size packed, size unpacked
-		if flags&present == 0 {
-			continue
-		}
-		_, n := binary.Uvarint(block)
-		if n <= 0 {
-			return errors.New("xz: bad size in block header")
-		}
-		block = block[n:]
-	}
-	if flags&3 != 0 || len(block) < 3 || block[0] != 0x21 || block[1] != 1 {
-		return fmt.Errorf("xz: filters other than LZMA2: %w", errors.ErrUnsupported)
-	}
-	dict, err := lzma.DecodeDictCap(block[2])
-	if err != nil {
-		return err
-	}
-	if dict > MaxWindow {
-		return fmt.Errorf("xz: dictionary of %d bytes", dict)
-	}
-	return nil
 }

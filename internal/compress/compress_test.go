@@ -80,38 +80,6 @@ func TestZstdWindow(t *testing.T) {
 	}
 }
 
-// The filter for x86 code, which kernels are packed with, is not known to the library.
-func TestXZFilters(t *testing.T) {
-	header := func(flags byte, filters ...byte) []byte {
-		block := append([]byte{0, flags}, filters...)
-		block = append(block, make([]byte, 16)...)
-		block = block[:len(block)&^3]
-		block[0] = byte(len(block)/4 - 1)
-		return append([]byte("\xfd7zXZ\x00\x00\x01........")[:12], append(block, make([]byte, 64)...)...)
-	}
-	const lzma2, x86 = 0x21, 4
-	tests := []struct {
-		name string
-		file []byte
-		want string
-	}{
-		{"x86", header(1, x86, 0, lzma2, 1, 20), errors.ErrUnsupported.Error()},
-		{"greatest dictionary", header(0, lzma2, 1, 40), "dictionary of 4294967295 bytes"},
-		{"impossible dictionary", header(0, lzma2, 1, 41), "lzma: "},
-		{"dictionary after two sizes", header(0xc0, 0xff, 0x01, 0x05, lzma2, 1, 40), "dictionary of 4294967295 bytes"},
-		{"endless size", header(0x40, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff), "bad size"},
-		{"cut", header(0, lzma2, 1, 20)[:14], io.ErrUnexpectedEOF.Error()},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			_, err := unpack(XZ, bytes.NewReader(tt.file))
-			if err == nil || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("got error %v, want %q", err, tt.want)
-			}
-		})
-	}
-}
-
 func pack(t testing.TB, format Format, data string) []byte {
 	t.Helper()
 	var packed bytes.Buffer
