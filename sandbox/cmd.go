@@ -205,8 +205,8 @@ func (c *Cmd) Wait() error {
 	if c.expired.Load() {
 		return fmt.Errorf("%w after %v", ErrTimeout, c.timeout)
 	}
-	if exit.Signal == sigPIPE && err != nil {
-		return err // which was the reason for the signal
+	if err != nil && (c.ctx.Err() != nil || exit.Signal == sigPIPE) {
+		return err // the reason for how it ended
 	}
 	if exit.Code != 0 {
 		return &ExitError{Code: exit.Code, Signal: exit.Signal}
