@@ -52,6 +52,14 @@ type Narrator interface {
 	LastLines() string
 }
 
+// A Settler is a Hypervisor that wants to rearrange itself between the guest's
+// set-up and the first user code, while nothing is under way.
+type Settler interface {
+	// Settle returns when the guest runs on. If fresh, the connections made before
+	// are over, and the guest has lost the time that it took.
+	Settle(ctx context.Context) (fresh bool, err error)
+}
+
 const (
 	bootTimeout   = 2 * time.Minute  // for the kernel to boot: 3 s under TCG, ten times that on a busy host
 	stopGrace     = 10 * time.Second // for the guest to sync and power off
@@ -137,6 +145,48 @@ func (m *Machine) start(ctx context.Context) error {
 
 // setUp waits for the guest to boot and makes it what the configuration says.
 func (m *Machine) setUp(ctx context.Context) error {
+	if err := m.connect(ctx); err != nil {
+		return err
+	}
+	setup := agent.Setup{
+		Params:  m.config.Params.String(),
+		Env:     m.config.Env,
+		Hosts:   m.config.AddHosts,
+		Entropy: make([]byte, entropyBytes),
+		Time:    time.Now(),
+	}
+	rand.Read(setup.Entropy)
+	setupCtx, cancel := context.WithTimeout(ctx, setupTimeout)
+	defer cancel()
+	if err := m.control.Setup(setupCtx, setup); err != nil {
+		return fmt.Errorf("guest set-up: %w", err)
+	}
+	m.clockSet = setup.Time
+	if settler, ok := m.hv.(Settler); ok {
+		if err := m.settle(setupCtx, settler); err != nil {
+			return err
+		}
+	}
+	m.serving.Go(m.keepClock)
+	return m.listenVsock()
+}
+
+// settle lets the hypervisor rearrange itself.
+func (m *Machine) settle(ctx context.Context, settler Settler) error {
+	fresh, err := settler.Settle(ctx)
+	if err != nil || !fresh {
+		return err
+	}
+	m.control.Close()
+	if err := m.connect(ctx); err != nil {
+		return err
+	}
+	m.clockSet = time.Time{} // it stood still
+	return m.setClock(ctx)
+}
+
+// connect opens the control port and waits for the guest to answer.
+func (m *Machine) connect(ctx context.Context) error {
 	conn, err := m.hv.DialVsock(ctx, wire.PortControl)
 	if err != nil {
 		return fmt.Errorf("control port: %w", err)
@@ -152,22 +202,7 @@ func (m *Machine) setUp(ctx context.Context) error {
 	if hello.Version != wire.Version {
 		return fmt.Errorf("guest speaks version %d, the host %d", hello.Version, wire.Version)
 	}
-	setup := agent.Setup{
-		Params:  m.config.Params.String(),
-		Env:     m.config.Env,
-		Hosts:   m.config.AddHosts,
-		Entropy: make([]byte, entropyBytes),
-		Time:    time.Now(),
-	}
-	rand.Read(setup.Entropy)
-	setupCtx, cancel := context.WithTimeout(ctx, setupTimeout)
-	defer cancel()
-	if err := control.Setup(setupCtx, setup); err != nil {
-		return fmt.Errorf("guest set-up: %w", err)
-	}
-	m.clockSet = setup.Time
-	m.serving.Go(m.keepClock)
-	return m.listenVsock()
+	return nil
 }
 
 // greet returns the guest's first answer. One that does not come is told with

@@ -87,15 +87,25 @@ func duplicateFD(fd int, name string) (*os.File, error) {
 	return os.NewFile(uintptr(dup), name), nil
 }
 
+// reopen opens a file anew, in a mode of its own.
+func reopen(f *os.File, mode int) (*os.File, error) {
+	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), mode, 0)
+}
+
 // socketIn is the path of a socket in a folder that is open. It is short
 // whatever the folder's own path is: a socket's path has 107 bytes.
 func socketIn(dir *os.File, name string) *net.UnixAddr {
 	return &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name), Net: "unix"}
 }
 
-// listenIn makes a listening socket in dir, as a file to be handed on.
-func listenIn(dir *os.File, name string) (*os.File, error) {
-	listener, err := net.ListenUnix("unix", socketIn(dir, name))
+// listenIn makes a listening socket in a folder, as a file to be handed on.
+func listenIn(dir, name string) (*os.File, error) {
+	folder, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer folder.Close()
+	listener, err := net.ListenUnix("unix", socketIn(folder, name))
 	if err != nil {
 		return nil, err
 	}
@@ -104,8 +114,13 @@ func listenIn(dir *os.File, name string) (*os.File, error) {
 	return listener.File()
 }
 
-// dialIn connects to a socket in dir.
-func dialIn(ctx context.Context, dir *os.File, name string) (net.Conn, error) {
+// dialIn connects to a socket in a folder.
+func dialIn(ctx context.Context, dir, name string) (net.Conn, error) {
+	folder, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer folder.Close()
 	var d net.Dialer
-	return d.DialContext(ctx, "unix", socketIn(dir, name).Name)
+	return d.DialContext(ctx, "unix", socketIn(folder, name).Name)
 }

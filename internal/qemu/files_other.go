@@ -19,6 +19,8 @@ func guestMemory(int) (*os.File, error)        { return nil, errors.ErrUnsupport
 func socketPair(int, string) (ours, theirs *os.File, err error) {
 	return nil, nil, errors.ErrUnsupported
 }
-func duplicateFD(int, string) (*os.File, error)                  { return nil, errors.ErrUnsupported }
-func listenIn(*os.File, string) (*os.File, error)                { return nil, errors.ErrUnsupported }
-func dialIn(context.Context, *os.File, string) (net.Conn, error) { return nil, errors.ErrUnsupported }
+func duplicateFD(int, string) (*os.File, error)               { return nil, errors.ErrUnsupported }
+func listenIn(_, _ string) (*os.File, error)                  { return nil, errors.ErrUnsupported }
+func dialIn(_ context.Context, _, _ string) (net.Conn, error) { return nil, errors.ErrUnsupported }
+func reopen(*os.File, int) (*os.File, error)                  { return nil, errors.ErrUnsupported }
+func memoryFile(string) (*os.File, error)                     { return nil, errors.ErrUnsupported }

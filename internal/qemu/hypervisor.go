@@ -2,14 +2,12 @@ package qemu
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -18,7 +16,8 @@ import (
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
-// hypervisor is a machine.Hypervisor: one QEMU process and what it is made of.
+// hypervisor is a machine.Hypervisor: what a machine is made of, and the QEMU
+// process that runs it at present.
 type hypervisor struct {
 	config *machine.Config
 	log    *slog.Logger
@@ -35,27 +34,22 @@ type hypervisor struct {
 	link              *os.File // the guest's end; nil: no network
 
 	startOnce sync.Once
-	monitor   string         // path of the socket for a person, once it is there
-	collects  sync.WaitGroup // of what the console and QEMU say
-	watching  sync.WaitGroup // for what its monitor says
+	memory    *os.File   // the guest's
+	monitor   *os.File   // listening socket for a person; nil: none
+	settling  sync.Mutex // held while one process takes over from another
 
 	mu      sync.Mutex
 	closed  bool
-	process *process
-	qmp     *qmp
-	ctl     net.Conn // until it is handed out
-	data    net.Conn // until the multiplexer is on it
+	current *instance // nil before the first and between two
 
-	muxMu sync.Mutex
-	mux   *wire.HostMux // made by the first dial
-
-	ended  chan struct{} // closed when the process is gone and endErr is set
+	ended  chan struct{} // closed when no process runs the machine any more and endErr is set
 	endErr error
 }
 
 var (
 	_ machine.Hypervisor = (*hypervisor)(nil)
 	_ machine.Narrator   = (*hypervisor)(nil)
+	_ machine.Settler    = (*hypervisor)(nil)
 )
 
 // openLink makes the guest's link unless the caller's end is given, and
@@ -79,113 +73,76 @@ func (h *hypervisor) Start(ctx context.Context) error {
 	return err
 }
 
-func (h *hypervisor) start(ctx context.Context) error {
-	var ends channels
-	var child []*os.File // ends that are the child's alone
-	closeChild := func() {
-		for _, f := range child {
-			f.Close()
-		}
-		child = nil
-	}
-	defer closeChild()
-	own := func(f *os.File, err error) (*os.File, error) {
-		if err == nil {
-			child = append(child, f)
-		}
-		return f, err
-	}
-	var err error
-	if ends.memory, err = own(guestMemory(h.config.MemoryMB)); err != nil {
+func (h *hypervisor) start(ctx context.Context) (err error) {
+	if h.memory, err = guestMemory(h.config.MemoryMB); err != nil {
 		return fmt.Errorf("guest memory: %w", err)
 	}
-	ourQMP, theirQMP, err := socketPair(socketStream, "qmp")
-	if err != nil {
-		return err
-	}
-	defer ourQMP.Close()
-	ends.qmp, _ = own(theirQMP, nil)
-	ourConsole, theirConsole, err := socketPair(socketStream, "console")
-	if err != nil {
-		return err
-	}
-	ends.console, _ = own(theirConsole, nil)
-	ourOutput, theirOutput, err := os.Pipe()
-	if err != nil {
-		ourConsole.Close()
-		return err
-	}
-	child = append(child, theirOutput)
-	h.collects.Go(func() { h.console.collect(ourConsole) })
-	h.collects.Go(func() { h.console.collect(ourOutput) })
-
-	dir, err := os.Open(h.dir)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if ends.data, err = own(listenIn(dir, "data")); err != nil {
-		return err
-	}
-	if ends.control, err = own(listenIn(dir, "ctl")); err != nil {
-		return err
-	}
 	if h.config.SocketPath != "" {
-		if ends.monitor, err = own(listenAt(h.config.SocketPath)); err != nil {
+		if h.monitor, err = listenAt(h.config.SocketPath); err != nil {
 			return fmt.Errorf("control socket: %w", err)
 		}
-		h.monitor = h.config.SocketPath
 	}
-	ends.link = h.link
+	i, err := h.startInstance(ctx, boots)
+	if err != nil {
+		return err
+	}
+	return i.connectGuest(ctx, h.dir)
+}
 
-	line := h.invocation(ends)
+// startInstance starts a process and makes it the one that runs the machine,
+// unless Close came first. It returns when the process answers.
+func (h *hypervisor) startInstance(ctx context.Context, how beginning) (*instance, error) {
+	i, child, err := newInstance(h.console, h.dir)
+	defer child.close()
+	if err != nil {
+		return nil, err
+	}
+	child.memory, child.monitor, child.link = h.memory, h.monitor, h.link
+	line := h.invocation(child.channels, how)
 	cmd := exec.Command(h.path, line.args...)
 	cmd.ExtraFiles = line.files
-	cmd.Stdout, cmd.Stderr = theirOutput, theirOutput
+	cmd.Stdout, cmd.Stderr = child.output, child.output
 	cmd.Env = []string{} // nothing of the host's environment
 	cmd.Dir = "/"
 	h.log.Debug("starting qemu", "args", strings.Join(line.args, " "))
-	if err := h.launch(cmd); err != nil {
-		return err
+	if err := h.launch(i, cmd); err != nil {
+		i.close()
+		return nil, err
 	}
-	closeChild() // from now on these connections end with QEMU
-	return h.connect(ctx, ourQMP, dir)
+	child.close() // from now on these connections end with QEMU
+	if err := i.greet(ctx); err != nil {
+		return nil, h.notStarted(err)
+	}
+	i.tellDiskFaults(h.log)
+	return i, nil
 }
 
-// greetingTime is how long QEMU may take until its monitor answers. It needs
-// 30 ms where nothing else goes on.
-const greetingTime = 20 * time.Second
-
-// connect makes the connections to QEMU and, through it, to the guest.
-func (h *hypervisor) connect(ctx context.Context, monitor, dir *os.File) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, greetingTime, fmt.Errorf("no answer within %v", greetingTime))
-	defer cancel()
-	conn, err := net.FileConn(monitor)
-	if err != nil {
-		return err
-	}
-	qmp, err := newQMP(ctx, conn.(*net.UnixConn))
-	if err != nil {
-		return h.notStarted(err)
-	}
-	ctl, err := dialIn(ctx, dir, "ctl")
-	if err != nil {
-		return errors.Join(err, qmp.Close())
-	}
-	data, err := dialIn(ctx, dir, "data")
-	if err != nil {
-		return errors.Join(err, qmp.Close(), ctl.Close())
-	}
+// launch starts the instance's process and sees to its end.
+func (h *hypervisor) launch(i *instance, cmd *exec.Cmd) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
-		return errors.Join(net.ErrClosed, qmp.Close(), ctl.Close(), data.Close())
+		return net.ErrClosed
 	}
-	h.qmp, h.ctl, h.data = qmp, ctl, data
-	faults, cancel := qmp.Subscribe("BLOCK_IO_ERROR")
-	h.watching.Go(func() { defer cancel(); h.tellDiskFault(faults) })
-	// One connection each for the machine's life: nobody else gets in.
-	return errors.Join(os.Remove(filepath.Join(h.dir, "ctl")), os.Remove(filepath.Join(h.dir, "data")))
+	process, err := startProcess(cmd)
+	if err != nil {
+		return fmt.Errorf("qemu: %w", err)
+	}
+	i.process = process
+	h.current = i
+	go func() {
+		i.awaitEnd()
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.current != i {
+			return // another has taken over
+		}
+		if !h.closed {
+			h.endErr = endReason(process.err, i.answered(), h.console.lastLines())
+		}
+		close(h.ended)
+	}()
+	return nil
 }
 
 // notStarted puts what QEMU said last in the place of an error that came of its
@@ -205,31 +162,6 @@ func (h *hypervisor) notStarted(err error) error {
 
 // endGrace is how much later than its connections a process may end.
 const endGrace = time.Second
-
-// launch starts the process, unless Close came first, and sees to its end.
-func (h *hypervisor) launch(cmd *exec.Cmd) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return net.ErrClosed
-	}
-	process, err := startProcess(cmd)
-	if err != nil {
-		return fmt.Errorf("qemu: %w", err)
-	}
-	h.process = process
-	go func() {
-		<-process.ended
-		h.collects.Wait() // what was said last may still be on its way
-		h.mu.Lock()
-		if !h.closed {
-			h.endErr = endReason(process.err, h.qmp != nil, h.console.lastLines())
-		}
-		h.mu.Unlock()
-		close(h.ended)
-	}()
-	return nil
-}
 
 // endReason tells of a guest that ended unasked. QEMU ends with status 0 when
 // its guest resets, and a kernel that panics does so too: the console knows
@@ -258,24 +190,6 @@ func (h *hypervisor) Wait(ctx context.Context) error {
 	}
 }
 
-// tellDiskFault says what the guest, which sees but an I/O error, cannot know:
-// the host's disk is full, for one. Once is enough.
-func (h *hypervisor) tellDiskFault(faults <-chan qmpEvent) {
-	for fault := range faults {
-		var f struct {
-			Node      string `json:"node-name"`
-			Operation string `json:"operation"`
-			Reason    string `json:"reason"`
-		}
-		if err := json.Unmarshal(fault.Data, &f); err != nil {
-			continue // its sender is not to be trusted
-		}
-		h.log.Warn("a disk of the guest fails on the host",
-			"disk", wire.Printable(f.Node), "operation", wire.Printable(f.Operation), "error", wire.Printable(f.Reason))
-		return
-	}
-}
-
 // LastLines implements machine.Narrator.
 func (h *hypervisor) LastLines() string { return h.console.lastLines() }
 
@@ -283,30 +197,24 @@ func (h *hypervisor) LastLines() string { return h.console.lastLines() }
 func (h *hypervisor) PID() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.process == nil {
+	if h.current == nil || h.current.process.over() {
 		return 0
 	}
-	select {
-	case <-h.ended:
-		return 0
-	default:
-		return h.process.os.Pid
-	}
+	return h.current.process.os.Pid
 }
 
 // DialVsock implements machine.Hypervisor.
 func (h *hypervisor) DialVsock(ctx context.Context, port uint32) (net.Conn, error) {
-	if port == wire.PortControl {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		if h.ctl == nil {
-			return nil, errors.New("control port: in use, or the machine is closed")
-		}
-		conn := h.ctl
-		h.ctl = nil
-		return conn, nil
+	h.mu.Lock()
+	i := h.current
+	h.mu.Unlock()
+	if i == nil {
+		return nil, net.ErrClosed
 	}
-	mux, err := h.channel(ctx)
+	if port == wire.PortControl {
+		return i.takeControl()
+	}
+	mux, err := i.channel(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -316,63 +224,29 @@ func (h *hypervisor) DialVsock(ctx context.Context, port uint32) (net.Conn, erro
 	return mux.Dial(ctx, port)
 }
 
-// channel returns the multiplexer on the data port; the first call makes it.
-func (h *hypervisor) channel(ctx context.Context) (*wire.HostMux, error) {
-	h.muxMu.Lock()
-	defer h.muxMu.Unlock()
-	if h.mux != nil {
-		return h.mux, nil
-	}
-	h.mu.Lock()
-	data := h.data
-	h.data = nil
-	h.mu.Unlock()
-	if data == nil {
-		return nil, fmt.Errorf("data port: %w", net.ErrClosed)
-	}
-	mux, err := wire.NewHostMux(ctx, data, 0)
-	if err != nil {
-		return nil, fmt.Errorf("data port: %w", err)
-	}
-	h.mux = mux
-	// The guest runs from its own memory now, and never boots again. QEMU would
-	// keep what it has loaded for as long as it lives.
-	return mux, errors.Join(empty(h.kernel), empty(h.initramfs))
-}
-
 // Close implements machine.Hypervisor.
 func (h *hypervisor) Close() error {
 	h.mu.Lock()
 	first := !h.closed
 	h.closed = true
-	process := h.process
+	i := h.current
 	h.mu.Unlock()
-	if process != nil {
-		process.kill()
+	if i != nil {
+		i.process.kill()
 		<-h.ended
 	}
 	if !first {
 		return nil
 	}
-	if process == nil {
+	h.settling.Lock() // no process is started any more
+	defer h.settling.Unlock()
+	if i == nil {
 		close(h.ended)
+	} else {
+		i.close()
 	}
 	var errs []error
-	h.muxMu.Lock() // not held up: a handshake under way ended with the process
-	if h.mux != nil {
-		h.mux.Close()
-	}
-	h.muxMu.Unlock()
-	if h.qmp != nil {
-		h.qmp.Close()
-		h.watching.Wait()
-	}
-	for _, conn := range []net.Conn{h.ctl, h.data} {
-		if conn != nil {
-			conn.Close()
-		}
-	}
-	for _, f := range []*os.File{h.kernel, h.initramfs, h.link} {
+	for _, f := range []*os.File{h.kernel, h.initramfs, h.link, h.memory, h.monitor} {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}
@@ -383,8 +257,8 @@ func (h *hypervisor) Close() error {
 	if h.console != nil {
 		errs = append(errs, h.console.close())
 	}
-	if h.monitor != "" {
-		os.Remove(h.monitor)
+	if h.monitor != nil {
+		os.Remove(h.config.SocketPath)
 	}
 	if h.dir != "" {
 		errs = append(errs, os.RemoveAll(h.dir))

@@ -43,7 +43,7 @@ func (c *invocation) procFD(f *os.File) string { return fmt.Sprintf("/proc/self/
 
 // channels are the child's ends of what connects it to us.
 type channels struct {
-	memory        *os.File // of the guest, mapped privately
+	memory        *os.File // of the guest, mapped shared
 	qmp           *os.File // stream socket, QEMU's control
 	console       *os.File // stream socket, the guest's first serial port
 	data, control *os.File // listening stream sockets, the guest's virtio-serial ports
@@ -51,9 +51,25 @@ type channels struct {
 	monitor       *os.File // listening stream socket, a second QMP for a person; nil: none
 }
 
+// beginning is how a process comes by its guest.
+type beginning bool
+
+const (
+	boots   beginning = true  // from the kernel
+	resumes beginning = false // from what another process has left
+)
+
+// Sizes of the cache of translated code under TCG, in MiB. A boot fills its
+// cache, and pays for each page of it; one that holds all of a program's code
+// doubles its speed, and costs only as much as is used.
+const (
+	bootCache = 32
+	runCache  = 128
+)
+
 // invocation writes the whole command line. What it must hold to, and why, is in
-// docs/how-it-works.md.
-func (h *hypervisor) invocation(ch channels) *invocation {
+// docs/how-it-works.md. The machine's shape is the same however it begins.
+func (h *hypervisor) invocation(ch channels, how beginning) *invocation {
 	c := &invocation{}
 	c.add("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
 		"-name", "matchlock-"+h.config.ID,
@@ -61,15 +77,19 @@ func (h *hypervisor) invocation(ch channels) *invocation {
 		// device: the host sets the guest's time.
 		"-M", "microvm,rtc=off,ioapic2=on,memory-backend=mem0,suppress-vmdesc=on",
 		"-m", fmt.Sprint(h.config.MemoryMB), "-smp", fmt.Sprint(h.config.VCPUs),
-		"-object", fmt.Sprintf("memory-backend-file,id=mem0,size=%dM,mem-path=%s,share=off", h.config.MemoryMB, c.procFD(ch.memory)))
+		"-object", fmt.Sprintf("memory-backend-file,id=mem0,size=%dM,mem-path=%s,share=on", h.config.MemoryMB, c.procFD(ch.memory)))
+	cache := bootCache
+	if how == boots {
+		c.add("-kernel", c.procFD(h.kernel), "-initrd", c.procFD(h.initramfs), "-append", h.kernelArgs())
+	} else {
+		cache = runCache
+		c.add("-incoming", "defer", "-S", "-global", "migration.send-configuration=off")
+	}
 	if h.accel.Name == accelKVM {
 		c.add("-accel", "kvm", "-cpu", "host")
 	} else {
-		// A translation cache of 32 MiB in place of an eighth of the host's memory.
-		c.add("-accel", "tcg,thread=multi,tb-size=32", "-cpu", "max")
+		c.add("-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", cache), "-cpu", "max")
 	}
-	c.add("-kernel", c.procFD(h.kernel), "-initrd", c.procFD(h.initramfs), "-append", h.kernelArgs())
-
 	c.add("-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", c.fd(ch.qmp)), "-mon", "chardev=qmp,mode=control")
 	if ch.monitor != nil {
 		c.add("-chardev", fmt.Sprintf("socket,id=monitor,fd=%d,server=on,wait=off", c.fd(ch.monitor)), "-mon", "chardev=monitor,mode=control")

@@ -45,3 +45,13 @@ func (p *process) kill() {
 	p.os.Kill() // an error says that it has ended
 	<-p.ended
 }
+
+// over tells whether the process has ended.
+func (p *process) over() bool {
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,221 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/matchlock/matchlock/internal/wire"
+)
+
+// instance is one QEMU process with what connects it to us. It is made by
+// newInstance and started by hypervisor.launch.
+type instance struct {
+	process  *process
+	collects sync.WaitGroup // of what the console and the process say
+	watches  sync.WaitGroup // of what the monitor says
+	monitor  *os.File       // our end of QMP's connection, until qmp is on it
+
+	mu   sync.Mutex
+	qmp  *qmp
+	ctl  net.Conn // until it is handed out
+	data net.Conn // until the multiplexer is on it
+
+	muxMu sync.Mutex
+	mux   *wire.HostMux // made by the first dial
+}
+
+// childEnds are the process's ends of an instance's connections. They are
+// closed here when the process has them.
+type childEnds struct {
+	channels
+	output *os.File // for its standard output and error
+	files  []*os.File
+}
+
+func (c *childEnds) own(f *os.File) *os.File {
+	c.files = append(c.files, f)
+	return f
+}
+
+func (c *childEnds) close() {
+	for _, f := range c.files {
+		f.Close()
+	}
+	c.files = nil
+}
+
+// newInstance makes the connections of a process yet to be started; what it
+// says goes to the console. After an error all that is left to do is to close
+// the child's ends.
+func newInstance(console *console, dir string) (*instance, *childEnds, error) {
+	i, child := new(instance), new(childEnds)
+	ours, theirs, err := socketPair(socketStream, "console")
+	if err != nil {
+		return nil, child, err
+	}
+	child.console = child.own(theirs)
+	i.collects.Go(func() { console.collect(ours) })
+	output, input, err := os.Pipe()
+	if err != nil {
+		return nil, child, err
+	}
+	child.output = child.own(input)
+	i.collects.Go(func() { console.collect(output) })
+	if child.data, err = listenIn(dir, dataSocket); err != nil {
+		return nil, child, err
+	}
+	child.own(child.data)
+	if child.control, err = listenIn(dir, controlSocket); err != nil {
+		return nil, child, err
+	}
+	child.own(child.control)
+	if i.monitor, child.qmp, err = socketPair(socketStream, "qmp"); err != nil {
+		return nil, child, err
+	}
+	child.own(child.qmp)
+	return i, child, nil
+}
+
+// Names of the sockets in the machine's folder, there until they are connected.
+const (
+	dataSocket    = "data"
+	controlSocket = "ctl"
+)
+
+// greetingTime is how long QEMU may take until its monitor answers. It needs
+// 30 ms where nothing else goes on.
+const greetingTime = 20 * time.Second
+
+// greet waits until the process answers.
+func (i *instance) greet(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, greetingTime, fmt.Errorf("no answer within %v", greetingTime))
+	defer cancel()
+	conn, err := net.FileConn(i.monitor)
+	if err != nil {
+		return err
+	}
+	qmp, err := newQMP(ctx, conn.(*net.UnixConn))
+	if err != nil {
+		return err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.qmp = qmp
+	return nil
+}
+
+// answered tells whether the process ever did.
+func (i *instance) answered() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.qmp != nil
+}
+
+// connectGuest connects to the guest's ports.
+func (i *instance) connectGuest(ctx context.Context, dir string) error {
+	ctl, err := dialIn(ctx, dir, controlSocket)
+	if err != nil {
+		return err
+	}
+	data, err := dialIn(ctx, dir, dataSocket)
+	if err != nil {
+		return errors.Join(err, ctl.Close())
+	}
+	i.mu.Lock()
+	i.ctl, i.data = ctl, data
+	i.mu.Unlock()
+	// One connection each for the process's life: nobody else gets in.
+	return errors.Join(os.Remove(filepath.Join(dir, controlSocket)), os.Remove(filepath.Join(dir, dataSocket)))
+}
+
+// takeControl hands out the control port's connection, of which there is one.
+func (i *instance) takeControl() (net.Conn, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.ctl == nil {
+		return nil, errors.New("control port: in use, or the machine is closed")
+	}
+	conn := i.ctl
+	i.ctl = nil
+	return conn, nil
+}
+
+// channel returns the multiplexer on the data port; the first call makes it.
+func (i *instance) channel(ctx context.Context) (*wire.HostMux, error) {
+	i.muxMu.Lock()
+	defer i.muxMu.Unlock()
+	if i.mux != nil {
+		return i.mux, nil
+	}
+	i.mu.Lock()
+	data := i.data
+	i.data = nil
+	i.mu.Unlock()
+	if data == nil {
+		return nil, fmt.Errorf("data port: %w", net.ErrClosed)
+	}
+	mux, err := wire.NewHostMux(ctx, data, 0)
+	if err != nil {
+		return nil, fmt.Errorf("data port: %w", err)
+	}
+	i.mux = mux
+	return mux, nil
+}
+
+// tellDiskFaults logs what the guest, which sees but an I/O error, cannot know:
+// the host's disk is full, for one. Once is enough.
+func (i *instance) tellDiskFaults(log *slog.Logger) {
+	faults, cancel := i.qmp.Subscribe("BLOCK_IO_ERROR")
+	i.watches.Go(func() { defer cancel(); tellDiskFault(faults, log) })
+}
+
+func tellDiskFault(faults <-chan qmpEvent, log *slog.Logger) {
+	for fault := range faults {
+		var f struct {
+			Node      string `json:"node-name"`
+			Operation string `json:"operation"`
+			Reason    string `json:"reason"`
+		}
+		if err := json.Unmarshal(fault.Data, &f); err != nil {
+			continue // its sender is not to be trusted
+		}
+		log.Warn("a disk of the guest fails on the host",
+			"disk", wire.Printable(f.Node), "operation", wire.Printable(f.Operation), "error", wire.Printable(f.Reason))
+		return
+	}
+}
+
+// awaitEnd returns when the process is gone and what it said last has arrived.
+func (i *instance) awaitEnd() {
+	<-i.process.ended
+	i.collects.Wait()
+}
+
+// close closes our ends. The process, if there is one, has ended.
+func (i *instance) close() {
+	i.muxMu.Lock() // not held up: a handshake under way ended with the process
+	if i.mux != nil {
+		i.mux.Close()
+	}
+	i.muxMu.Unlock()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.qmp != nil {
+		i.qmp.Close()
+		i.watches.Wait()
+	}
+	for _, conn := range []net.Conn{i.ctl, i.data} {
+		if conn != nil {
+			conn.Close()
+		}
+	}
+	i.monitor.Close()
+}
