@@ -75,16 +75,20 @@ func TestJSON(t *testing.T) {
 }
 
 func TestBareArgs(t *testing.T) {
-	ours := []string{
-		"qemu", "-no-reboot", "-name", "x", "-M", "microvm,memory-backend=mem0,rtc=off", "-m", "512", "-object", "memory-backend-file,id=mem0",
-		"-cpu", "max", "-kernel", "/proc/self/fd/4", "-append", "quiet panic=-1", "-device", "virtio-serial-device", "-sandbox", "on", "",
-	}
+	const (
+		boots    = `{"msg":"starting qemu","args":"-no-reboot -name x -M microvm,memory-backend=mem0,rtc=off -m 512 -cpu max -kernel /proc/self/fd/4 -append quiet panic=-1 -sandbox on"}`
+		restores = `{"msg":"starting qemu","args":"-M microvm -m 512 -incoming defer"}`
+	)
+	got, err := bareArgs(strings.NewReader(strings.Join([]string{restores, boots, restores}, "\n")))
 	want := []string{
 		"-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-M", "microvm,rtc=off", "-m", "512", "-cpu", "max", "-append", "quiet panic=-1",
 	}
-	if diff := cmp.Diff(want, bareArgs(ours)); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	if got, err := bareArgs(strings.NewReader(restores)); err == nil {
+		t.Errorf("of a log without a boot: %q, want an error", got)
 	}
 }
 

@@ -118,13 +118,15 @@ type idleSandbox struct {
 	qemu       int    // process id
 	release    string // of its kernel
 	stdin      io.Closer
-	stderr     *bytes.Buffer
+	stderr     *bytes.Buffer // complete after close
 }
 
-// idle starts one and returns when its command has answered.
-func (p *place) idle(ctx context.Context) (*idleSandbox, error) {
+// idle starts one, with further flags of matchlock's, and returns when its
+// command has answered.
+func (p *place) idle(ctx context.Context, flags ...string) (*idleSandbox, error) {
 	s := &idleSandbox{stderr: new(bytes.Buffer)}
-	s.supervisor = exec.CommandContext(ctx, p.matchlock, "run", "-i", "busybox", "sh", "-c", "uname -r && exec cat")
+	args := append([]string{"run", "-i"}, append(flags, "busybox", "sh", "-c", "uname -r && exec cat")...)
+	s.supervisor = exec.CommandContext(ctx, p.matchlock, args...)
 	s.supervisor.Stderr = s.stderr
 	stdin, err := s.supervisor.StdinPipe()
 	if err != nil {

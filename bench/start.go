@@ -4,7 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,49 +48,55 @@ const up = "the bare machine is up"
 
 const bootDeadline = 2 * time.Minute
 
-// newBareMachine reads off a sandbox what a machine of ours is made of.
+// newBareMachine learns from a sandbox what a machine of ours is made of.
 func newBareMachine(ctx context.Context, p *place) (*bareMachine, error) {
 	initramfs, err := bareInitramfs(ctx, p.dir)
 	if err != nil {
 		return nil, err
 	}
-	idle, err := p.idle(ctx)
+	idle, err := p.idle(ctx, "--log-level", "debug", "--log-format", "json")
 	if err != nil {
 		return nil, err
 	}
-	defer idle.close()
 	qemu, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", idle.qemu))
+	if err := errors.Join(err, idle.close()); err != nil {
+		return nil, err
+	}
+	args, err := bareArgs(idle.stderr)
 	if err != nil {
 		return nil, err
 	}
-	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", idle.qemu))
-	if err != nil {
-		return nil, err
-	}
-	// The sandbox itself has but a copy of the kernel.
+	// QEMU is given a copy of it.
 	kernels, err := filepath.Glob(filepath.Join(p.cache, "kernels", idle.release+"-*", "vmlinux"))
 	if err != nil || len(kernels) != 1 {
 		return nil, fmt.Errorf("%s: %d kernels %s, want 1", p.cache, len(kernels), idle.release)
 	}
-	return &bareMachine{qemu, append(bareArgs(strings.Split(string(cmdline), "\x00")), "-kernel", kernels[0], "-initrd", initramfs)}, nil
+	return &bareMachine{qemu, append(args, "-kernel", kernels[0], "-initrd", initramfs)}, nil
 }
 
-// bareArgs takes from QEMU's arguments those that say what the machine is.
-func bareArgs(args []string) []string {
+// bareArgs finds in a log how QEMU was told to boot a kernel, and takes of that
+// what says which machine it was.
+func bareArgs(log io.Reader) ([]string, error) {
+	var entry struct{ Msg, Args string }
+	for entries := json.NewDecoder(log); entry.Msg != "starting qemu" || !strings.Contains(entry.Args, " -kernel "); {
+		if err := entries.Decode(&entry); err != nil {
+			return nil, fmt.Errorf("no boot in matchlock's log: %w", err)
+		}
+	}
 	bare := []string{"-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"}
-	for i, option := range args[:len(args)-1] {
-		value := args[i+1]
-		switch option {
-		case "-M":
+	for option := range strings.SplitSeq(" "+entry.Args, " -") {
+		name, value, _ := strings.Cut(option, " ")
+		switch name {
+		case "M":
 			properties := slices.DeleteFunc(strings.Split(value, ","), func(p string) bool {
 				return strings.HasPrefix(p, "memory-backend=") // names an -object
 			})
-			bare = append(bare, option, strings.Join(properties, ","))
-		case "-m", "-smp", "-accel", "-cpu", "-append":
-			bare = append(bare, option, value)
+			bare = append(bare, "-M", strings.Join(properties, ","))
+		case "m", "smp", "accel", "cpu", "append":
+			bare = append(bare, "-"+name, value)
 		}
 	}
-	return bare
+	return bare, nil
 }
 
 // bareInitramfs makes an initramfs of busybox and an /init that says that the machine is up.
