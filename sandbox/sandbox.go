@@ -226,6 +226,7 @@ func (s *Sandbox) start(ctx context.Context) error {
 		return err
 	}
 	clock.lap("set-up")
+	s.options.Guest = nil // some megabytes, not needed again
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strconv"
 	"syscall"
 	"time"
@@ -244,6 +245,8 @@ func runMain(ctx context.Context, sb *sandbox.Sandbox, stdio stdio) error {
 	}
 	defer restore()
 	err = main.Start()
+	// What starting took, the guest binary above all, is not held while it runs.
+	go debug.FreeOSMemory()
 	detach()
 	close(started)
 	if err != nil {
