@@ -115,18 +115,24 @@ const (
 )
 
 func askVersion(ctx context.Context, path string) (version, error) {
-	ctx, cancel := context.WithTimeout(ctx, versionDeadline)
+	ctx, cancel := context.WithTimeoutCause(ctx, versionDeadline, fmt.Errorf("no answer within %v", versionDeadline))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "--version")
 	cmd.Env = []string{}
+	// What was named as QEMU may be a script that waits for the real one.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second // for a grandchild that keeps the output open
 	var out limitedBuffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
-			err = ctx.Err()
+			err = context.Cause(ctx)
 		}
-		return version{}, fmt.Errorf("%w; it says %q", err, excerpt(out.data))
+		if len(out.data) > 0 {
+			err = fmt.Errorf("%w; it says %q", err, excerpt(out.data))
+		}
+		return version{}, err
 	}
 	return parseVersion(out.data)
 }
