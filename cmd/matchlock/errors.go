@@ -6,6 +6,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -128,6 +129,8 @@ func hintOf(err error) string {
 		return "`docker login` stores credentials, which matchlock reads from docker's configuration"
 	case errors.Is(err, image.ErrTooLarge):
 		return "--max-size allows more"
+	case errors.Is(err, syscall.ENOSPC):
+		return "`matchlock image prune` removes what nothing needs; MATCHLOCK_HOME names another place for all of it"
 	}
 	return ""
 }
