@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/wire"
 	"github.com/matchlock/matchlock/vm"
 )
@@ -26,9 +27,8 @@ const (
 	defaultCID      = 3
 )
 
-// minMemoryMB is the least with which a guest boots: kernel, initramfs and
-// agent, measured under QEMU 7.2 and Linux 6.1.
-const minMemoryMB = 96
+// minMemoryMB is the least with which guests boot: see api.MinMemory.
+const minMemoryMB = api.MinMemory >> 20
 
 // maxMemoryMB keeps the arithmetic of backends in bounds where the host's
 // memory is not known.
