@@ -6,6 +6,7 @@ import (
 	"errors"
 	"go/build"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -19,7 +20,7 @@ const module = "github.com/matchlock/matchlock"
 // arrows is the map of ARCHITECTURE.md as data: for each package, which of ours
 // and which modules beyond the standard library its code may import. Tests may
 // import what they like. A new row or arrow is a design decision, and is made
-// in ARCHITECTURE.md in the same commit.
+// in ARCHITECTURE.md in the same commit: TestMap compares the two.
 var arrows = map[string]struct{ ours, outside string }{
 	"api":     {},
 	"vm":      {ours: "api"},
@@ -29,7 +30,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"cmd/matchlock-guest": {ours: "internal/guest"},
 
 	"internal/wire":    {},
-	"internal/agent":   {ours: "api internal/wire", outside: "github.com/creack/pty"},
+	"internal/agent":   {ours: "api internal/wire", outside: "golang.org/x/sys"},
 	"internal/machine": {ours: "api vm internal/agent internal/wire"},
 	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/hostfs internal/machine internal/wire", outside: "golang.org/x/sys"},
 	"internal/guest":   {ours: "api internal/agent internal/wire", outside: "golang.org/x/sys"},
@@ -46,8 +47,10 @@ var arrows = map[string]struct{ ours, outside string }{
 }
 
 func TestArrows(t *testing.T) {
+	missing := maps.Clone(arrows)
 	for _, goos := range []string{"linux", "darwin"} {
 		for name, p := range packages(t, goos) {
+			delete(missing, name)
 			may, ok := arrows[name]
 			if !ok {
 				t.Errorf("package %s is on no map: give it a row here and in ARCHITECTURE.md, in the same commit", name)
@@ -59,6 +62,9 @@ func TestArrows(t *testing.T) {
 				}
 			}
 		}
+	}
+	for name := range missing {
+		t.Errorf("package %s is on the map and nowhere else: take out its row here and in ARCHITECTURE.md", name)
 	}
 }
 
@@ -74,6 +80,42 @@ func allowed(imported, ours, outside string) bool {
 	return slices.ContainsFunc(strings.Fields(outside), func(m string) bool {
 		return imported == m || strings.HasPrefix(imported, m+"/")
 	})
+}
+
+func TestMap(t *testing.T) {
+	page, err := os.ReadFile("ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	missing := maps.Clone(arrows)
+	for line := range strings.Lines(string(page)) {
+		cells := strings.Split(line, " | ")
+		name, ok := strings.CutPrefix(cells[0], "| `")
+		if !ok || len(cells) != 4 {
+			continue
+		}
+		name = strings.TrimSuffix(name, "`")
+		delete(missing, name)
+		if got, want := spellOut(cells[2]), strings.Fields(arrows[name].ours); !slices.Equal(got, want) {
+			t.Errorf("ARCHITECTURE.md lets %s import %q, and arrows here %q", name, got, want)
+		}
+	}
+	for name := range missing {
+		t.Errorf("package %s has no row in ARCHITECTURE.md", name)
+	}
+}
+
+// spellOut lists the packages in a cell: "api internal/{disk,wire}" is three,
+// and "–" none.
+func spellOut(cell string) []string {
+	var names []string
+	for _, word := range strings.Fields(strings.Trim(cell, "–")) {
+		folder, list, _ := strings.Cut(strings.TrimSuffix(word, "}"), "{")
+		for name := range strings.SplitSeq(list, ",") {
+			names = append(names, folder+name)
+		}
+	}
+	return names
 }
 
 func TestPackageComments(t *testing.T) {

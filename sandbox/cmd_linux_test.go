@@ -4,102 +4,21 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/matchlock/matchlock/api"
-	"github.com/matchlock/matchlock/internal/agent"
-	"github.com/matchlock/matchlock/internal/machine"
-	"github.com/matchlock/matchlock/internal/wire"
 	"github.com/matchlock/matchlock/vm"
+	"github.com/matchlock/matchlock/vm/vmtest"
 )
 
-// hostBackend makes machines whose guest is this process and whose commands run
-// on the host. Nothing of the image has a part in it.
-type hostBackend struct{}
-
-func (hostBackend) Name() string { return "host" }
-
-func (hostBackend) Create(_ context.Context, config *vm.VMConfig) (vm.Machine, error) {
-	c, err := machine.Resolve(config)
-	if err != nil {
-		return nil, err
-	}
-	h := &hostGuest{server: agent.NewServer(agent.HostStarter{}, nil), ended: make(chan struct{})}
-	return machine.New(c, h, nil, config.OverlayUpperPath), nil
-}
-
-// hostGuest is a machine.Hypervisor and the control port's handler.
-type hostGuest struct {
-	server  *agent.Server
-	mux     *wire.HostMux
-	serving sync.WaitGroup
-	close   sync.Once
-	ended   chan struct{}
-}
-
-func (h *hostGuest) PID() int { return 0 }
-
-func (h *hostGuest) Start(ctx context.Context) (err error) {
-	ours, theirs := net.Pipe()
-	h.serving.Go(func() {
-		if mux, err := wire.NewGuestMux(context.Background(), theirs, 1); err == nil {
-			h.server.Serve(mux)
-			mux.Close()
-		}
-	})
-	h.mux, err = wire.NewHostMux(ctx, ours, 1)
-	return err
-}
-
-func (h *hostGuest) Wait(ctx context.Context) error {
-	select {
-	case <-h.ended:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (h *hostGuest) Close() error {
-	h.end()
-	h.serving.Wait()
-	return h.server.Close()
-}
-
-func (h *hostGuest) end() {
-	h.close.Do(func() {
-		if h.mux != nil {
-			h.mux.Close()
-		}
-		close(h.ended)
-	})
-}
-
-func (h *hostGuest) DialVsock(ctx context.Context, port uint32) (net.Conn, error) {
-	if port != wire.PortControl {
-		return h.mux.Dial(ctx, port)
-	}
-	ours, theirs := net.Pipe()
-	go agent.ServeControl(theirs, h) // ends with the machine's end of the pipe
-	return ours, nil
-}
-
-func (h *hostGuest) Setup(s *agent.Setup) error    { h.server.AddEnv(s.Env); return nil }
-func (h *hostGuest) Boot(data *api.BootData) error { h.server.AddEnv(data.Env); return nil }
-func (h *hostGuest) SetClock(time.Time) error      { return nil }
-func (h *hostGuest) Reset(uint64) error            { return nil }
-func (h *hostGuest) PowerOff() error               { go h.end(); return nil }
-
-// newSandbox makes a sandbox of the host backend.
+// newSandbox makes a sandbox without a VM.
 func newSandbox(t *testing.T, config api.Config) *Sandbox {
 	t.Helper()
 	config.Image, config.DiskSize = "busybox", 64<<20
-	sb, err := Options{Home: testHome(t), Backend: hostBackend{}}.New(t.Context(), config)
+	sb, err := Options{Home: testHome(t), Backend: vmtest.InProcess{}}.New(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,8 +12,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/matchlock/matchlock/api"
@@ -299,6 +301,11 @@ func (m *Machine) notRunning() error {
 	return fmt.Errorf("%w: it has not been started", vm.ErrNotRunning)
 }
 
+// brokenConnection are the errors of which the guest's end may be the cause.
+var brokenConnection = []error{
+	io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, syscall.EPIPE, syscall.ECONNRESET, wire.ErrReset, wire.ErrStopped,
+}
+
 // explain puts the guest's end in the place of an error that came of it. ctx
 // is the caller's: an error of its end stays as it is.
 func (m *Machine) explain(ctx context.Context, err error) error {
@@ -308,10 +315,10 @@ func (m *Machine) explain(ctx context.Context, err error) error {
 	if errors.Is(err, agent.ErrTooLarge) {
 		return fmt.Errorf("%w: %w", vm.ErrTooLarge, err)
 	}
-	if agent.IsGuestError(err) {
+	if !slices.ContainsFunc(brokenConnection, func(b error) bool { return errors.Is(err, b) }) {
 		return err
 	}
-	// The connection breaks a moment before the process is reaped.
+	// It breaks a moment before the process is reaped.
 	select {
 	case <-m.life.Done():
 		return context.Cause(m.life)
