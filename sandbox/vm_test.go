@@ -223,6 +223,7 @@ git fsck --strict 2>&1`},
 			t.Logf("%v", time.Since(began).Round(time.Millisecond))
 		})
 	}
+	t.Run("no thread left", func(t *testing.T) { noThreadLeft(t, s) })
 	if env := output(t, s, "env"); strings.Contains(env, "LC_") || strings.Contains(env, "LANG") || strings.Contains(env, "TZ=") {
 		t.Errorf("the host's locale reaches the guest:\n%s", env)
 	}
@@ -247,13 +248,53 @@ func TestVMSixtyLayers(t *testing.T) {
 	t.Logf("%s of 96 MiB", output(t, s, "grep", "MemAvailable", "/proc/meminfo"))
 }
 
-// What goes in and out of commands.
+// noThreadLeft has a command start all threads that it can. The next one is
+// refused with the reason, and when the first has been ended all is as before.
+func noThreadLeft(t *testing.T, s *sandbox.Sandbox) {
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	full := s.Command(ctx, "python3", "-c", `
+import threading
+try:
+	while True:
+		threading.Thread(target=threading.Event().wait).start()
+except RuntimeError:
+	print("full", flush=True)
+`)
+	said, saying := io.Pipe()
+	full.Stdout = saying
+	if err := full.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(said).ReadString('\n'); line != "full\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	err := command(t, s, "true").Run()
+	if err == nil || !strings.Contains(err.Error(), "resource temporarily unavailable") {
+		t.Errorf("one process more: %v", err)
+	}
+	t.Logf("one process more: %v", err)
+	end()
+	if err := full.Wait(); !errors.Is(err, context.Canceled) {
+		t.Errorf("ended: %v", err)
+	}
+	if got := output(t, s, "echo", "room again"); got != "room again" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// What goes in and out of commands, and what they may cost.
 func TestVMStreams(t *testing.T) {
 	p := newPlace(t)
 	s := p.start(t, api.Config{Image: p.image(t, "busybox.tar")})
 	t.Run("100 MB in and out", func(t *testing.T) { inAndOut(t, s, 100e6) })
 	t.Run("20 at once", func(t *testing.T) { atOnce(t, s, 20) })
 	t.Run("slow reader", func(t *testing.T) { slowReader(t, s, 128<<20) })
+	t.Run("no memory left", func(t *testing.T) {
+		if got := output(t, s, "sh", "-c", "tail /dev/zero; echo $?"); got != "137" {
+			t.Errorf("status of a command that takes all memory: %s, want 137", got)
+		}
+	})
 }
 
 // inAndOut passes size random bytes into a file of the guest and back.

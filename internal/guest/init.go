@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -258,10 +260,10 @@ func addEntropy(seed []byte) error {
 
 // makeCgroup makes the control group of user code, with a share of the
 // processors where that is asked for. It stays out of user code's reach.
+//
+// Half of all processes and threads are kept from it: PID 1 ends, and with it
+// the machine, when it needs a thread and there is none.
 func makeCgroup(cpus float64) (*os.File, error) {
-	if cpus == 0 {
-		return nil, nil
-	}
 	const dir, period = "/cgroup", 100_000 // µs
 	if err := (mount{"cgroup2", dir, "cgroup2", 0, ""}).do(); err != nil {
 		return nil, err
@@ -269,11 +271,25 @@ func makeCgroup(cpus float64) (*os.File, error) {
 	if err := os.Mkdir(dir+"/user", 0o755); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(dir+"/cgroup.subtree_control", []byte("+cpu"), 0); err != nil {
+	threads, err := os.ReadFile("/proc/sys/kernel/threads-max")
+	if err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(dir+"/user/cpu.max", fmt.Appendf(nil, "%d %d", int(cpus*period), period), 0); err != nil {
-		return nil, err
+	most, err := strconv.Atoi(strings.TrimSpace(string(threads)))
+	if err != nil {
+		return nil, fmt.Errorf("threads-max: %w", err)
+	}
+	limits := []struct{ controller, file, value string }{{"pids", "pids.max", strconv.Itoa(most / 2)}}
+	if cpus != 0 {
+		limits = append(limits, struct{ controller, file, value string }{"cpu", "cpu.max", fmt.Sprintf("%d %d", int(cpus*period), period)})
+	}
+	for _, l := range limits {
+		if err := os.WriteFile(dir+"/cgroup.subtree_control", []byte("+"+l.controller), 0); err != nil {
+			return nil, fmt.Errorf("controller %s: %w", l.controller, err)
+		}
+		if err := os.WriteFile(dir+"/user/"+l.file, []byte(l.value), 0); err != nil {
+			return nil, err
+		}
 	}
 	return os.Open(dir + "/user")
 }

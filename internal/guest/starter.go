@@ -19,7 +19,7 @@ import (
 // shortest way there is; and all children, theirs and adopted ones, are reaped
 // in one place, as PID 1 must.
 type starter struct {
-	cgroup *os.File // commands start in it; nil: where PID 1 is
+	cgroup *os.File // commands start in it
 	limits []limit
 
 	forks chan func() // run by the restrained thread
@@ -68,15 +68,12 @@ func (s *starter) Start(path string, argv []string, attr *agent.ProcAttr) (agent
 	if len(s.limits) > 0 {
 		path, argv = limited(s.limits, path, argv)
 	}
-	sys := &syscall.SysProcAttr{Setsid: true}
+	sys := &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(s.cgroup.Fd())}
 	if attr.TTY {
 		sys.Setctty, sys.Ctty = true, 0
 	}
 	if c := attr.Credential; c != nil {
 		sys.Credential = &syscall.Credential{Uid: c.UID, Gid: c.GID, Groups: c.Groups}
-	}
-	if s.cgroup != nil {
-		sys.UseCgroupFD, sys.CgroupFD = true, int(s.cgroup.Fd())
 	}
 	var p *process
 	var err error
