@@ -23,6 +23,7 @@ hello: setup-run build ## from a fresh Debian to a first microVM: packages, buil
 
 build: ## bin/matchlock, the guest binary inside it
 	GOOS=linux $(GO_BUILD) -ldflags '-s -w' -o cmd/matchlock/guest/matchlock-guest ./cmd/matchlock-guest
+	sha256sum < cmd/matchlock/guest/matchlock-guest | cut -d' ' -f1 > cmd/matchlock/guest/matchlock-guest.sum
 	$(GO_BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/matchlock ./cmd/matchlock
 
 test: setup-test build lint test-plain test-vm ## set-up, then every check and test; at most 20 minutes on 2 cores
@@ -60,6 +61,6 @@ setup-run setup-test setup-bench: setup-%: # the Debian packages that are missin
 	@scripts/setup.sh $*
 
 clean: ## what was built here; caches and images stay
-	rm -rf bin cmd/matchlock/guest/matchlock-guest
+	rm -rf bin cmd/matchlock/guest/matchlock-guest*
 
 .PHONY: help hello build test lint test-plain test-vm long fuzz bench setup-run setup-test setup-bench clean

@@ -90,7 +90,7 @@ func (d *diagnosis) checkGuest(ctx context.Context) {
 		d.fail("guest", err)
 		return
 	}
-	d.add("guest", OK, fmt.Sprintf("guest binary of %s, protocol version %d", api.FormatSize(int64(len(guest))), wire.Version), "")
+	d.add("guest", OK, fmt.Sprintf("guest binary of %s, protocol version %d", api.FormatSize(guest.Size()), wire.Version), "")
 }
 
 func (d *diagnosis) checkQEMU(ctx context.Context, cache string) {

@@ -31,14 +31,14 @@ const (
 const helperHeader = "matchlock-guest wire %d bytes %d\n"
 
 // WriteGuest writes a guest binary as the hidden command HelperCommand does.
-func WriteGuest(w io.Writer, guest []byte) error {
-	if len(guest) == 0 {
+func WriteGuest(w io.Writer, guest *io.SectionReader) error {
+	if guest == nil {
 		return noGuest()
 	}
-	if _, err := fmt.Fprintf(w, helperHeader, wire.Version, len(guest)); err != nil {
+	if _, err := fmt.Fprintf(w, helperHeader, wire.Version, guest.Size()); err != nil {
 		return err
 	}
-	_, err := w.Write(guest)
+	_, err := io.Copy(w, io.NewSectionReader(guest, 0, guest.Size()))
 	return err
 }
 
@@ -50,8 +50,8 @@ func noGuest() error {
 }
 
 // guest returns the guest's /init.
-func (o Options) guest(ctx context.Context) ([]byte, error) {
-	if len(o.Guest) > 0 {
+func (o Options) guest(ctx context.Context) (*io.SectionReader, error) {
+	if o.Guest != nil {
 		return o.Guest, nil
 	}
 	path, err := o.findHelper()
@@ -65,7 +65,11 @@ func (o Options) guest(ctx context.Context) ([]byte, error) {
 			"`make build` makes one that fits; MATCHLOCK_HELPER names it",
 		}
 	}
-	return guest, nil
+	return section(guest), nil
+}
+
+func section(content []byte) *io.SectionReader {
+	return io.NewSectionReader(bytes.NewReader(content), 0, int64(len(content)))
 }
 
 // findHelper returns the first place that has the program matchlock. One that

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,7 +16,7 @@ import (
 func TestGuestFromHelper(t *testing.T) {
 	guest := []byte("\x7fELF a guest\nbinary")
 	var said bytes.Buffer
-	if err := WriteGuest(&said, guest); err != nil {
+	if err := WriteGuest(&said, section(guest)); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -45,13 +46,16 @@ func TestGuestFromHelper(t *testing.T) {
 			}
 			got, err := Options{Helper: helper}.guest(t.Context())
 			if tt.want == "" {
-				if err != nil || !bytes.Equal(got, guest) {
-					t.Errorf("guest = %q, %v; want %q", got, err, guest)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if content, err := io.ReadAll(got); err != nil || !bytes.Equal(content, guest) {
+					t.Errorf("guest = %q, %v; want %q", content, err, guest)
 				}
 				return
 			}
 			if !errors.Is(err, ErrNoHelper) || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("guest = %q, %v; want ErrNoHelper with %q in it", got, err, tt.want)
+				t.Errorf("guest = %v, %v; want ErrNoHelper with %q in it", got, err, tt.want)
 			}
 		})
 	}
@@ -90,7 +94,7 @@ func TestWriteGuestWithoutOne(t *testing.T) {
 
 func FuzzParseHelper(f *testing.F) {
 	var said bytes.Buffer
-	if err := WriteGuest(&said, []byte("guest")); err != nil {
+	if err := WriteGuest(&said, section([]byte("guest"))); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(said.Bytes())

@@ -24,6 +24,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -52,7 +53,9 @@ type Options struct {
 	// Empty: MATCHLOCK_HELPER, else matchlock beside this executable, else on PATH.
 	Helper string
 	// Guest is the guest's /init itself; the helper is not needed then.
-	Guest []byte
+	Guest *io.SectionReader
+	// GuestSum is the SHA-256 of Guest in hex; empty: it is computed at each start.
+	GuestSum string
 	// Kernel is the guest's kernel, a vmlinux or bzImage. Empty: MATCHLOCK_KERNEL,
 	// else one is found or fetched.
 	Kernel string
@@ -226,7 +229,6 @@ func (s *Sandbox) start(ctx context.Context) error {
 		return err
 	}
 	clock.lap("set-up")
-	s.options.Guest = nil // some megabytes, not needed again
 	return nil
 }
 
@@ -242,6 +244,7 @@ func (o Options) bootFiles(ctx context.Context, home state.Home) (qemu.BootFiles
 		Kernel:   o.Kernel,
 		CacheDir: home.Cache,
 		Guest:    guest,
+		GuestSum: o.GuestSum,
 		Logger:   o.Logger,
 		Progress: report.update,
 	})

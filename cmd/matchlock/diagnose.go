@@ -76,7 +76,8 @@ func (a *app) versionCommand() *cobra.Command {
 		Short: "Tell the version",
 		Args:  positional(),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			v := versionDetails{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Guest: guestBinary() != nil}
+			guest, _ := guestBinary()
+			v := versionDetails{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Guest: guest != nil}
 			if info, ok := debug.ReadBuildInfo(); ok {
 				for _, s := range info.Settings {
 					if s.Key == "vcs.revision" {
@@ -102,7 +103,8 @@ func (a *app) guestCommand() *cobra.Command {
 		Hidden: true,
 		Args:   positional(),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return sandbox.WriteGuest(cmd.OutOrStdout(), guestBinary())
+			guest, _ := guestBinary()
+			return sandbox.WriteGuest(cmd.OutOrStdout(), guest)
 		},
 	}
 }

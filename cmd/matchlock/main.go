@@ -26,6 +26,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -47,13 +48,20 @@ var version = "dev"
 //go:embed all:guest
 var guestFiles embed.FS
 
-// guestBinary is the guest's /init, nil in a program that was built without.
-func guestBinary() []byte {
-	guest, err := guestFiles.ReadFile("guest/matchlock-guest")
+// guestBinary is the guest's /init and its SHA-256, nil in a program that was
+// built without. It is a part of this program's file that stays on the disk
+// unless it is read.
+func guestBinary() (guest *io.SectionReader, sum string) {
+	file, err := guestFiles.Open("guest/matchlock-guest")
 	if err != nil {
-		return nil
+		return nil, ""
 	}
-	return guest
+	info, err := file.Stat()
+	if err != nil {
+		return nil, ""
+	}
+	text, _ := guestFiles.ReadFile("guest/matchlock-guest.sum") // without it, the sum is computed
+	return io.NewSectionReader(file.(io.ReaderAt), 0, info.Size()), strings.TrimSpace(string(text))
 }
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -137,7 +145,8 @@ func (a *app) openLog() error {
 
 // options are what sandboxes are made with.
 func (a *app) options() sandbox.Options {
-	return sandbox.Options{Guest: guestBinary(), Logger: a.logger}
+	guest, sum := guestBinary()
+	return sandbox.Options{Guest: guest, GuestSum: sum, Logger: a.logger}
 }
 
 // store opens the image store of this user.

@@ -62,7 +62,7 @@ func TestScriptsInVM(t *testing.T) {
 	if shared == "" {
 		t.Fatal("MATCHLOCK_TEST_HOME is not set: run scripts/test-vm.sh")
 	}
-	if guestBinary() == nil {
+	if guest, _ := guestBinary(); guest == nil {
 		t.Fatal("no guest binary is embedded: make build")
 	}
 	cache := filepath.Join(shared, "home", "cache")

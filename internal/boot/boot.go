@@ -21,6 +21,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os/exec"
 	"path/filepath"
@@ -35,8 +36,10 @@ type Options struct {
 	Kernel string
 	// CacheDir is our part of the cache folder, made when missing. It must belong to the caller, who alone may write there.
 	CacheDir string
-	// Guest is the guest's /init, a static ELF program.
-	Guest []byte
+	// Guest is the guest's /init, a static ELF program. It is read as a whole only when an initramfs is packed.
+	Guest *io.SectionReader
+	// GuestSum names Guest's content, no other's: its SHA-256 in hex, which is computed when it is empty.
+	GuestSum string
 	// Arch is "amd64" or "arm64"; empty: that of this program.
 	Arch string
 	// Progress, unless nil, is told how far a slow phase is: bytes, of the download percents; total is 0 where it is not known.

@@ -26,7 +26,7 @@ type host struct {
 
 func newHost(t *testing.T) *host {
 	t.Setenv("PATH", t.TempDir())
-	return &host{t: t, root: t.TempDir(), o: Options{CacheDir: filepath.Join(t.TempDir(), "cache [of *"), Guest: testGuest(), Arch: "amd64"}}
+	return &host{t: t, root: t.TempDir(), o: Options{CacheDir: filepath.Join(t.TempDir(), "cache [of *"), Guest: section(testGuest()), Arch: "amd64"}}
 }
 
 func (h *host) prepare() (*Files, error) { return prepare(h.t.Context(), h.o, h.root) }
@@ -110,7 +110,7 @@ func TestPrepareInstalled(t *testing.T) {
 	if d := cmp.Diff(again, f); d != "" {
 		t.Errorf("second time (-got +want):\n%s", d)
 	}
-	h.o.Guest = elfSpec{text: "other"}.bytes()
+	h.o.Guest = section(elfSpec{text: "other"}.bytes())
 	if other := h.mustPrepare(); other.Initramfs == f.Initramfs || other.Kernel != f.Kernel {
 		t.Errorf("with another guest got %+v after %+v", other, f)
 	}
@@ -206,7 +206,7 @@ func TestPrepareNamed(t *testing.T) {
 			h := newHost(t)
 			var log bytes.Buffer
 			h.o.Logger, h.o.Arch = logTo(&log), tt.arch
-			h.o.Guest = elfSpec{machine: machines[tt.arch]}.bytes()
+			h.o.Guest = section(elfSpec{machine: machines[tt.arch]}.bytes())
 			h.o.Kernel = filepath.Join(h.root, "kernel")
 			writeTree(t, h.root, map[string][]byte{"kernel": tt.file})
 			f := h.mustPrepare()
@@ -326,9 +326,9 @@ func TestPrepareOptions(t *testing.T) {
 		{"no cache", func(o *Options) { o.CacheDir = "" }, "kernel cache: no folder given"},
 		{"unknown architecture", func(o *Options) { o.Arch = "riscv64" }, `kernel for "riscv64": neither amd64 nor arm64`},
 		{"no guest", func(o *Options) { o.Guest = nil }, "guest program: "},
-		{"guest is no program", func(o *Options) { o.Guest = []byte("#!/bin/sh\n") }, "guest program: "},
+		{"guest is no program", func(o *Options) { o.Guest = section([]byte("#!/bin/sh\n")) }, "guest program: "},
 		{"guest for another machine", func(o *Options) { o.Arch = "arm64" }, "guest program: built for EM_X86_64, not arm64"},
-		{"guest not static", func(o *Options) { o.Guest = elfSpec{interp: "/lib/ld.so\x00"}.bytes() }, "guest program: not static"},
+		{"guest not static", func(o *Options) { o.Guest = section(elfSpec{interp: "/lib/ld.so\x00"}.bytes()) }, "guest program: not static"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -379,7 +379,7 @@ func TestPrepareCancelled(t *testing.T) {
 func BenchmarkPrepareWarm(b *testing.B) {
 	root := b.TempDir()
 	installKernel(b, root, testRelease)
-	o := Options{CacheDir: b.TempDir(), Guest: elfSpec{text: string(make([]byte, 4<<20))}.bytes(), Arch: "amd64"}
+	o := Options{CacheDir: b.TempDir(), Guest: section(elfSpec{text: string(make([]byte, 4<<20))}.bytes()), Arch: "amd64"}
 	for b.Loop() {
 		if _, err := prepare(b.Context(), o, root); err != nil {
 			b.Fatal(err)

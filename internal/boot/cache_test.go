@@ -149,7 +149,7 @@ func TestPrune(t *testing.T) {
 	if _, err := h.prepare(); err != nil {
 		t.Fatal(err)
 	}
-	h.o.Guest = elfSpec{text: "new"}.bytes()
+	h.o.Guest = section(elfSpec{text: "new"}.bytes())
 	newer, err := h.prepare()
 	if err != nil {
 		t.Fatal(err)

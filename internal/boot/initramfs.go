@@ -2,7 +2,6 @@ package boot
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"debug/elf"
@@ -20,8 +19,11 @@ import (
 const initramfsFormat = 1
 
 // checkGuest refuses early what the guest's kernel would refuse with a panic.
-func checkGuest(guest []byte, arch string) error {
-	f, err := elf.NewFile(bytes.NewReader(guest))
+func checkGuest(guest *io.SectionReader, arch string) error {
+	if guest == nil {
+		return errors.New("guest program: none given")
+	}
+	f, err := elf.NewFile(guest)
 	if err != nil {
 		return fmt.Errorf("guest program: %w", err)
 	}
@@ -43,8 +45,14 @@ func checkGuest(guest []byte, arch string) error {
 //	/modules/NN-NAME.ko          to be loaded in the order of their names
 //	/modules/later/NN-NAME.ko    likewise, when first used
 func (c *cache) initramfs(ctx context.Context, k *cachedKernel, o Options) (string, error) {
-	guestSum := sha256.Sum256(o.Guest)
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d %x %s", initramfsFormat, guestSum, k.Sum))
+	if o.GuestSum == "" {
+		guest := sha256.New()
+		if _, err := io.Copy(guest, io.NewSectionReader(o.Guest, 0, o.Guest.Size())); err != nil {
+			return "", fmt.Errorf("guest program: %w", err)
+		}
+		o.GuestSum = hex.EncodeToString(guest.Sum(nil))
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s %s", initramfsFormat, o.GuestSum, k.Sum))
 	path := filepath.Join(c.initramfsDir, hex.EncodeToString(sum[:16])+".cpio")
 	entries := initramfsEntries(k, o.Guest)
 	if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && info.Size() == cpioSize(entries) && use(path) == nil {
@@ -65,12 +73,12 @@ func (c *cache) initramfs(ctx context.Context, k *cachedKernel, o Options) (stri
 	return path, nil
 }
 
-func initramfsEntries(k *cachedKernel, guest []byte) []cpioEntry {
+func initramfsEntries(k *cachedKernel, guest *io.SectionReader) []cpioEntry {
 	entries := []cpioEntry{
 		{name: "dev", mode: cpioDir | 0o755},
 		{name: "dev/console", mode: cpioChar | 0o600, major: 5, minor: 1},
-		{name: "init", mode: cpioFile | 0o755, size: int64(len(guest)), open: func() (io.ReadCloser, error) {
-			return io.NopCloser(bytes.NewReader(guest)), nil
+		{name: "init", mode: cpioFile | 0o755, size: guest.Size(), open: func() (io.ReadCloser, error) {
+			return io.NopCloser(io.NewSectionReader(guest, 0, guest.Size())), nil
 		}},
 		{name: "modules", mode: cpioDir | 0o755},
 		{name: "modules/later", mode: cpioDir | 0o755},

@@ -85,7 +85,7 @@ func TestInitramfs(t *testing.T) {
 	want := []entry{
 		dir("dev"),
 		{Name: "dev/console", Mode: 0o020600, Major: 5, Minor: 1},
-		{Name: "init", Mode: 0o100755, Content: string(h.o.Guest)},
+		{Name: "init", Mode: 0o100755, Content: contentOf(h.o.Guest)},
 		dir("modules"),
 		dir("modules/later"),
 	}

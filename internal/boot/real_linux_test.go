@@ -25,7 +25,7 @@ func needVMTests(t *testing.T) {
 // Debian's package as it is today, from the archive.
 func TestRealFetch(t *testing.T) {
 	needVMTests(t)
-	o := Options{CacheDir: filepath.Join(t.TempDir(), "cache"), Guest: testGuest(), Arch: "amd64"}
+	o := Options{CacheDir: filepath.Join(t.TempDir(), "cache"), Guest: section(testGuest()), Arch: "amd64"}
 	noKernels := t.TempDir()
 	start := time.Now()
 	f, err := prepare(t.Context(), o, noKernels)
@@ -99,7 +99,7 @@ func TestRealNoLists(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("APT_CONFIG", config)
-	_, err := prepare(t.Context(), Options{CacheDir: filepath.Join(t.TempDir(), "cache"), Guest: testGuest(), Arch: "amd64"}, t.TempDir())
+	_, err := prepare(t.Context(), Options{CacheDir: filepath.Join(t.TempDir(), "cache"), Guest: section(testGuest()), Arch: "amd64"}, t.TempDir())
 	if notFound, ok := errors.AsType[*NotFoundError](err); !ok || !strings.Contains(notFound.Hint(), "apt-get update") {
 		t.Errorf("got error %#v", err)
 	}
@@ -136,7 +136,7 @@ func TestRealFullDisk(t *testing.T) {
 			h.mustFail(os.Mkdir(h.o.CacheDir, 0o700), syscall.Mount("tmpfs", h.o.CacheDir, "tmpfs", 0, "mode=0700,size="+size))
 			defer func() { h.mustFail(syscall.Unmount(h.o.CacheDir, 0)) }()
 			h.o.Kernel = filepath.Join(h.root, "boot", "vmlinuz-"+testRelease)
-			h.o.Guest = elfSpec{text: strings.Repeat("guest", 20_000)}.bytes()
+			h.o.Guest = section(elfSpec{text: strings.Repeat("guest", 20_000)}.bytes())
 			_, err := h.prepare()
 			if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "no space left on device") {
 				t.Errorf("got error %v", err)

@@ -281,3 +281,15 @@ func kernelDeb() []byte {
 
 // testGuest is a program that could be /init.
 func testGuest() []byte { return elfSpec{text: "guest"}.bytes() }
+
+func section(content []byte) *io.SectionReader {
+	return io.NewSectionReader(bytes.NewReader(content), 0, int64(len(content)))
+}
+
+func contentOf(s *io.SectionReader) string {
+	content := make([]byte, s.Size())
+	if _, err := s.ReadAt(content, 0); err != nil && err != io.EOF {
+		panic(err)
+	}
+	return string(content)
+}

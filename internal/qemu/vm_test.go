@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,7 +73,7 @@ func newBackend(t testing.TB) *qemu.Backend {
 		CacheDir: cache,
 		RunDir:   t.TempDir(),
 		Boot: func(ctx context.Context, kernel string) (qemu.BootFiles, error) {
-			files, err := boot.Prepare(ctx, boot.Options{Kernel: kernel, CacheDir: cache, Guest: guest})
+			files, err := boot.Prepare(ctx, boot.Options{Kernel: kernel, CacheDir: cache, Guest: io.NewSectionReader(bytes.NewReader(guest), 0, int64(len(guest)))})
 			if err != nil {
 				return qemu.BootFiles{}, err
 			}
