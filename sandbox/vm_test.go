@@ -407,20 +407,22 @@ func slowReader(t *testing.T, s *sandbox.Sandbox, size int64) {
 	hostBefore, guestBefore := residentHere(t), residentAgent(t, s)
 	hostPeak := hostBefore
 	out := &gated{open: make(chan struct{}), each: func() { hostPeak = max(hostPeak, residentHere(t)) }}
-	cmd := command(t, s, "sh", "-c", fmt.Sprintf("echo $$ > /tmp/writer; exec dd if=/dev/zero bs=64k count=%d", size>>16))
-	cmd.Stdout = out
+	cmd := command(t, s, "sh", "-c", fmt.Sprintf("echo $$ >&2; exec dd if=/dev/zero bs=64k count=%d", size>>16))
+	pid := make(firstWrite, 1)
+	cmd.Stdout, cmd.Stderr = out, pid
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	counters := "/proc/" + strings.TrimSpace(<-pid) + "/io"
 	unread := int64(-1)
 	for {
 		asked := time.Now()
-		written := output(t, s, "sh", "-c", "sed -n 's/wchar: //p' /proc/$(cat /tmp/writer)/io")
+		written := output(t, s, "sed", "-n", "s/wchar: //p", counters)
 		n, err := strconv.ParseInt(written, 10, 64)
 		if err != nil {
 			t.Fatalf("the writer has ended, or cannot be asked: %v", err)
 		}
-		if n == unread && n > 0 {
+		if n == unread && n >= 64<<10 { // a block at least: it has begun
 			t.Logf("unread: %d KiB; another command meanwhile: %v", n>>10, time.Since(asked).Round(time.Millisecond))
 			break
 		}
@@ -448,6 +450,17 @@ func slowReader(t *testing.T, s *sandbox.Sandbox, size int64) {
 	if grown := max(guestUnread, guestAfter) - guestBefore; grown > maxGuestGrowth {
 		t.Errorf("the guest's agent grew by %d KiB, want at most %d", grown>>10, maxGuestGrowth>>10)
 	}
+}
+
+// firstWrite gives away what is written first, and drops the rest.
+type firstWrite chan string
+
+func (w firstWrite) Write(p []byte) (int, error) {
+	select {
+	case w <- string(p):
+	default:
+	}
+	return len(p), nil
 }
 
 // gated takes zeros when it is open.
