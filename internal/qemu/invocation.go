@@ -95,7 +95,7 @@ func (h *hypervisor) invocation(ch channels, how beginning) *invocation {
 		c.add("-chardev", fmt.Sprintf("socket,id=monitor,fd=%d,server=on,wait=off", c.fd(ch.monitor)), "-mon", "chardev=monitor,mode=control")
 	}
 	c.add("-chardev", fmt.Sprintf("socket,id=console,fd=%d", c.fd(ch.console)), "-serial", "chardev:console")
-	c.add("-device", "virtio-serial-device")
+	c.add("-device", "virtio-serial-device,max_ports=3") // port 0 is a console, which there is none of
 	c.serialPort("data", wire.DataPortName, ch.data)
 	c.serialPort("ctl", wire.ControlPortName, ch.control)
 	for i, d := range h.disks {
