@@ -101,6 +101,7 @@ type result struct {
 	status         int
 	stdout, stderr string
 	took           time.Duration
+	call           string // for a person to make it again
 }
 
 // run makes a call with more variables in its environment.
@@ -118,12 +119,12 @@ func ended(t *testing.T, cmd *exec.Cmd) result {
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	began := time.Now()
 	err := cmd.Run()
-	r := result{stdout: stdout.String(), stderr: stderr.String(), took: time.Since(began)}
+	r := result{stdout: stdout.String(), stderr: stderr.String(), took: time.Since(began), call: byHand(cmd)}
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
 		r.status, err = exit.ExitCode(), nil
 	}
 	if err != nil {
-		t.Fatalf("%v after %v\nstandard error:\n%s\n%s", err, r.took, r.stderr, byHand(cmd))
+		t.Fatalf("%v after %v\nstandard error:\n%s\n%s", err, r.took, r.stderr, r.call)
 	}
 	return r
 }
@@ -147,7 +148,7 @@ func byHand(cmd *exec.Cmd) string {
 func (m *installed) mustRun(t *testing.T, args ...string) {
 	t.Helper()
 	if r := m.run(t, nil, args...); r.status != 0 {
-		t.Fatalf("%q: status %d\n%s", args, r.status, r.stderr)
+		t.Fatalf("status %d\n%s\n%s", r.status, r.stderr, r.call)
 	}
 }
 
@@ -189,6 +190,9 @@ func (m *installed) refuses(t *testing.T, env []string, want, hint string, args 
 		t.Error(err)
 	}
 	t.Logf("%v: %s", r.took.Round(time.Millisecond), strings.TrimSpace(r.stderr))
+	if t.Failed() {
+		t.Log(r.call)
+	}
 }
 
 func TestVMRefusals(t *testing.T) {
@@ -310,7 +314,6 @@ func TestVMFullDisk(t *testing.T) {
 		t.Logf("%v\n%s%s", r.took, r.stdout, r.stderr)
 	})
 	small.leavesNothing(t)
-	small.mustRun(t, "run", "--pull", "never", "busybox", "true")
 }
 
 // mountTmpfs mounts an empty file system of that size for as long as the test runs.
