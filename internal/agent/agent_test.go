@@ -13,17 +13,19 @@ import (
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
-// newPair returns a client whose server runs real processes of this host. At the
-// test's end nothing of either may be left.
-func newPair(t testing.TB) *Client {
-	client, _ := newPairWithServer(t, map[string]string{"BASE": "base"})
-	return client
+// A pair is both ends of the agent's protocol over one session. The server runs
+// real processes of this host.
+type pair struct {
+	*Client
+	host   *wire.HostMux
+	server *Server
 }
 
-func newPairWithServer(t testing.TB, env map[string]string) (*Client, *wire.HostMux) {
+// newPair returns a pair of which nothing is left at the test's end.
+func newPair(t testing.TB) *pair {
 	goroutines := runtime.NumGoroutine()
 	a, b := net.Pipe()
-	server := NewServer(HostStarter{}, env)
+	server := NewServer(HostStarter{}, map[string]string{"BASE": "base"})
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -47,7 +49,7 @@ func newPairWithServer(t testing.TB, env map[string]string) (*Client, *wire.Host
 			waitFor(t, "goroutines", func() bool { return runtime.NumGoroutine() <= goroutines })
 		}
 	})
-	return NewClient(host.Dial), host
+	return &pair{NewClient(host.Dial), host, server}
 }
 
 // waitFor waits for something that has no event to wait on.

@@ -351,7 +351,7 @@ func TestLastBytesArrive(t *testing.T) {
 }
 
 // cancelled runs a command that prints "ready" when it may be cancelled.
-func cancelled(t *testing.T, c *Client, command string) (rest string, took time.Duration) {
+func cancelled(t *testing.T, c *pair, command string) (rest string, took time.Duration) {
 	t.Helper()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
@@ -438,7 +438,7 @@ func TestCancel(t *testing.T) {
 
 // When the host disappears its commands are ended, but not what they left behind.
 func TestHostDisappears(t *testing.T) {
-	c, host := newPairWithServer(t, nil)
+	c := newPair(t)
 	result, err := c.Exec(t.Context(), "sleep 1000 & echo $!", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -451,7 +451,7 @@ func TestHostDisappears(t *testing.T) {
 	}
 	buf := make([]byte, 100)
 	n, _ := r.Read(buf)
-	host.Close()
+	c.host.Close()
 	if _, err := s.Wait(); err == nil {
 		t.Error("how the command ended cannot be known")
 	}

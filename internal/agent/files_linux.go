@@ -106,14 +106,14 @@ func (s *Server) readFile(out *wire.FrameWriter, d *wire.Decoder) error {
 	}
 	frame := s.buffers.Get().(*[wire.FrameHeader + chunk]byte)
 	defer s.buffers.Put(frame)
-	space := frame[wire.FrameHeader:]
+	space := frame[wire.FrameHeader:][:chunk&^4095] // some files of /proc want whole records
 	// Of a file that grows, no more than it had at the beginning. The files of /proc
 	// and /sys do not say how much they hold: it is read to the end or the limit.
 	size := uint64(st.Size)
 	for total := uint64(0); ; {
 		p := space
 		if size > 0 {
-			p = p[:min(size-total, chunk)]
+			p = p[:min(size-total, uint64(len(p)))]
 		}
 		n, err := f.readFull(p)
 		if err != nil {

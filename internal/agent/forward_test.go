@@ -43,12 +43,12 @@ func TestForward(t *testing.T) {
 			} else {
 				l.Close()
 			}
-			_, host := newPairWithServer(t, nil)
+			c := newPair(t)
 			port := listen(t, network, address, func(conn *net.TCPConn) {
 				request, _ := io.ReadAll(conn) // until the half-close
 				io.WriteString(conn, "answer to "+string(request))
 			})
-			conn, err := host.Dial(t.Context(), wire.PortForward+port)
+			conn, err := c.host.Dial(t.Context(), wire.PortForward+port)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -63,7 +63,7 @@ func TestForward(t *testing.T) {
 }
 
 func TestForwardGuestClosesFirst(t *testing.T) {
-	_, host := newPairWithServer(t, nil)
+	c := newPair(t)
 	rest := make(chan string, 1)
 	port := listen(t, "tcp4", "127.0.0.1:0", func(conn *net.TCPConn) {
 		io.WriteString(conn, "greeting")
@@ -71,7 +71,7 @@ func TestForwardGuestClosesFirst(t *testing.T) {
 		got, _ := io.ReadAll(conn)
 		rest <- string(got)
 	})
-	conn, err := host.Dial(t.Context(), wire.PortForward+port)
+	conn, err := c.host.Dial(t.Context(), wire.PortForward+port)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +86,7 @@ func TestForwardGuestClosesFirst(t *testing.T) {
 }
 
 func TestForwardReset(t *testing.T) {
-	_, host := newPairWithServer(t, nil)
+	c := newPair(t)
 	guestErr := make(chan error, 1)
 	port := listen(t, "tcp4", "127.0.0.1:0", func(conn *net.TCPConn) {
 		buf := make([]byte, 1)
@@ -98,7 +98,7 @@ func TestForwardReset(t *testing.T) {
 		_, err := io.ReadAll(conn)
 		guestErr <- err
 	})
-	conn, err := host.Dial(t.Context(), wire.PortForward+port)
+	conn, err := c.host.Dial(t.Context(), wire.PortForward+port)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func TestForwardReset(t *testing.T) {
 	}
 	conn.Close()
 
-	conn, err = host.Dial(t.Context(), wire.PortForward+port)
+	conn, err = c.host.Dial(t.Context(), wire.PortForward+port)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func TestForwardReset(t *testing.T) {
 }
 
 func TestForwardRefused(t *testing.T) {
-	_, host := newPairWithServer(t, nil)
+	c := newPair(t)
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -135,7 +135,7 @@ func TestForwardRefused(t *testing.T) {
 		0:                        "no service",
 		1<<32 - 1:                "no service",
 	} {
-		conn, err := host.Dial(t.Context(), port)
+		conn, err := c.host.Dial(t.Context(), port)
 		if !errors.Is(err, wire.ErrRefused) || !strings.Contains(err.Error(), want) {
 			t.Errorf("port %d: %v, %v; want a refusal: %s", port, conn, err, want)
 		}

@@ -116,7 +116,6 @@ func TestHostileGuest(t *testing.T) {
 // repeat says one thing again and again.
 type repeat struct {
 	first, again []byte
-	n            int
 }
 
 func (r *repeat) Read(p []byte) (n int, err error) {

@@ -14,7 +14,7 @@ import (
 )
 
 // interact runs a command on a terminal of 24 × 80 with a given input.
-func interact(t *testing.T, c *Client, command, stdin string) (status int, output string) {
+func interact(t *testing.T, c *pair, command, stdin string) (status int, output string) {
 	t.Helper()
 	var stdout bytes.Buffer
 	status, err := c.ExecInteractive(t.Context(), command, nil, 24, 80, strings.NewReader(stdin), &stdout, nil)
@@ -176,7 +176,7 @@ func TestTerminalCancelled(t *testing.T) {
 }
 
 func TestTerminalsHostDisappears(t *testing.T) {
-	c, host := newPairWithServer(t, nil)
+	c := newPair(t)
 	r, w := io.Pipe()
 	s, err := c.Start(t.Context(), Command{Args: Shell("echo $$; exec sleep 1000"), TTY: true, Stdin: true, Stdout: w})
 	if err != nil {
@@ -184,7 +184,7 @@ func TestTerminalsHostDisappears(t *testing.T) {
 	}
 	buf := make([]byte, 100)
 	n, _ := r.Read(buf)
-	host.Close()
+	c.host.Close()
 	s.Wait()
 	waitFor(t, "the end", func() bool { return gone(string(buf[:n])) })
 }

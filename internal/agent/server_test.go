@@ -83,36 +83,16 @@ func TestServerRefuses(t *testing.T) {
 
 // Close ends what runs, at once.
 func TestServerClose(t *testing.T) {
-	a, b := net.Pipe()
-	server := NewServer(HostStarter{}, nil)
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		mux, err := wire.NewGuestMux(t.Context(), b, 1)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		server.Serve(mux)
-		mux.Close()
-	}()
-	host, err := wire.NewHostMux(t.Context(), a, 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer host.Close()
-	c := NewClient(host.Dial)
+	c := newPair(t)
 	var stdout lockedBuffer
 	s, err := c.Start(t.Context(), Command{Args: Shell("trap '' TERM; echo $$; while :; do sleep 0.1; done"), Stdout: &stdout})
 	if err != nil {
 		t.Fatal(err)
 	}
 	waitFor(t, "the command", func() bool { return stdout.String() != "" })
-	server.Close()
+	c.server.Close()
 	if !gone(stdout.String()) {
 		t.Error("the command lives")
 	}
 	s.Wait() // killed, or no longer known: both are true
-	host.Close()
-	<-served
 }

@@ -10,8 +10,9 @@ import (
 // Limits of a frame's payload, in bytes.
 const (
 	// MaxData is the most that one frame of data carries, and the most that the
-	// host accepts of any frame from a guest.
-	MaxData = 64 << 10
+	// host accepts of any frame from a guest: 64 KiB less what makes such a frame
+	// two full writes of the multiplexer, and not a third for the last few bytes.
+	MaxData = 2*maxPayload - FrameHeader
 
 	// MaxRequest is the most that the guest accepts of a request: an environment
 	// and an argument vector of the size Linux allows fit.
