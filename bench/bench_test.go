@@ -109,12 +109,12 @@ func TestResidentMB(t *testing.T) {
 		without string
 		kB      float64
 	}{{"", 107000}, {guestMemory, 7000}} {
-		got, err := residentMB(strings.NewReader(smaps), test.without)
-		if want := test.kB * 1024 / 1e6; err != nil || got-want > 1e-6 || want-got > 1e-6 {
+		got, err := residentMiB(strings.NewReader(smaps), test.without)
+		if want := test.kB / 1024; err != nil || got-want > 1e-6 || want-got > 1e-6 {
 			t.Errorf("without %q: %v MB, %v; want %v", test.without, got, err, want)
 		}
 	}
-	if got, err := residentMB(strings.NewReader(smaps), "/memfd:gone"); err == nil {
+	if got, err := residentMiB(strings.NewReader(smaps), "/memfd:gone"); err == nil {
 		t.Errorf("without a mapping that is not there: %v MB, want an error", got)
 	}
 }

@@ -55,7 +55,7 @@ var benchmarks = []benchmark{
 		},
 	},
 	{
-		name: "memory", unit: "MB", measure: memory,
+		name: "memory", unit: "MiB", measure: memory,
 		lines: []line{
 			{what: "an idle sandbox, without the guest's memory", limit: 70},
 			{what: "of it QEMU", part: true},

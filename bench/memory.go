@@ -42,14 +42,14 @@ func residentOfIdle(ctx context.Context, p *place) (qemu, supervisor float64, er
 	return qemu, supervisor, err
 }
 
-// resident is residentMB of a process by its id.
+// resident is residentMiB of a process by its id.
 func resident(pid int, without string) (float64, error) {
 	smaps, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {
 		return 0, err
 	}
 	defer smaps.Close()
-	mb, err := residentMB(smaps, without)
+	mb, err := residentMiB(smaps, without)
 	if err != nil {
 		return 0, fmt.Errorf("process %d: %w", pid, err)
 	}

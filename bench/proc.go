@@ -48,9 +48,9 @@ func descendant(pid int, prefix string) (int, error) {
 	return 0, fmt.Errorf("no process %s… below process %d", prefix, pid)
 }
 
-// residentMB sums up the resident memory of a process, given its smaps, proc(5),
+// residentMiB sums up the resident memory of a process, given its smaps, proc(5),
 // less that of the mapping named without, which must be there. "": of all.
-func residentMB(smaps io.Reader, without string) (float64, error) {
+func residentMiB(smaps io.Reader, without string) (float64, error) {
 	var sum float64
 	counts, found := true, without == ""
 	lines := bufio.NewScanner(smaps)
@@ -66,7 +66,7 @@ func residentMB(smaps io.Reader, without string) (float64, error) {
 			if err != nil {
 				return 0, err
 			}
-			sum += kB * 1024 / 1e6
+			sum += kB / 1024 // as the sizes in flags have it
 		}
 	}
 	if err := lines.Err(); err != nil {
