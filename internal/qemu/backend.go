@@ -94,6 +94,7 @@ func (b *Backend) acquire(ctx context.Context, h *hypervisor) (link *os.File, ro
 	if h.accel, err = chooseAccel(ctx, b.options.Accel, b.options.CacheDir); err != nil {
 		return nil, "", err
 	}
+	h.log.Info("the guest runs under "+h.accel.Name, "reason", h.accel.Reason)
 	if h.accel.Name == accelTCG {
 		if h.tscKHz, err = tscKHz(b.options.CacheDir); err != nil {
 			return nil, "", err
