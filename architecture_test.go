@@ -95,6 +95,9 @@ func TestMap(t *testing.T) {
 			continue
 		}
 		name = strings.TrimSuffix(name, "`")
+		if _, ok := missing[name]; !ok {
+			t.Errorf("ARCHITECTURE.md has a row for %s, and arrows here none or the row stands twice", name)
+		}
 		delete(missing, name)
 		if got, want := spellOut(cells[2]), strings.Fields(arrows[name].ours); !slices.Equal(got, want) {
 			t.Errorf("ARCHITECTURE.md lets %s import %q, and arrows here %q", name, got, want)
