@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"strings"
 
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/image"
@@ -73,16 +72,12 @@ func (t *tasks) update(task string, done, total int64) {
 
 // layer is an image.Progress.
 func (t *tasks) layer(e image.Event) {
-	task := "layer " + shortDigest(e.Layer)
-	switch e.State {
-	case image.Merging:
-		t.update("merge layers", e.Done, e.Total)
-	case image.Ready:
-		delete(t.open, task)
-		t.report(Progress{Task: task, Done: e.Total, Total: e.Total, Ended: true})
-	default:
-		t.update(task, e.Done, e.Total)
+	if e.State != image.Ready {
+		t.update(e.Task(), e.Done, e.Total)
+		return
 	}
+	delete(t.open, e.Task())
+	t.report(Progress{Task: e.Task(), Done: e.Done, Total: e.Total, Ended: true})
 }
 
 // end tells the end of every task that did not come to one.
@@ -90,13 +85,4 @@ func (t *tasks) end() {
 	for task := range t.open {
 		t.report(Progress{Task: task, Ended: true})
 	}
-}
-
-// shortDigest is as much of a digest as people compare.
-func shortDigest(digest string) string {
-	hex, ok := strings.CutPrefix(digest, "sha256:")
-	if !ok || len(hex) < 12 {
-		return digest
-	}
-	return hex[:12]
 }

@@ -66,7 +66,7 @@ func (b *bars) progress(p sandbox.Progress) {
 
 // layer takes what the image store tells.
 func (b *bars) layer(e image.Event) {
-	b.progress(sandbox.Progress{Task: "layer " + shortDigest(e.Layer), Done: e.Done, Total: e.Total, Ended: e.State == image.Ready})
+	b.progress(sandbox.Progress{Task: e.Task(), Done: e.Done, Total: e.Total, Ended: e.State == image.Ready})
 }
 
 // close takes all bars from the terminal.
@@ -118,13 +118,4 @@ func printable(text string) string {
 		}
 		return r
 	}, text)
-}
-
-// shortDigest is as much of a digest as people compare.
-func shortDigest(digest string) string {
-	hex, ok := strings.CutPrefix(digest, "sha256:")
-	if !ok || len(hex) < 12 {
-		return digest
-	}
-	return hex[:12]
 }

@@ -29,6 +29,7 @@ const groupKey = "group"
 // group adds the flags that define makes, under a heading of the help.
 func group(cmd *cobra.Command, heading string, define func(*pflag.FlagSet)) {
 	flags := pflag.NewFlagSet(heading, pflag.ContinueOnError)
+	flags.SortFlags = false
 	define(flags)
 	flags.VisitAll(func(f *pflag.Flag) { flags.SetAnnotation(f.Name, groupKey, []string{heading}) })
 	cmd.Flags().AddFlagSet(flags)
@@ -78,17 +79,20 @@ func flagHelp(w io.Writer, cmd *cobra.Command) {
 		}
 		sets[heading].AddFlag(f)
 	}
-	cmd.Flags().SortFlags = false
-	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+	everywhere := cmd.Root().PersistentFlags()
+	own := cmd.Flags()
+	own.SortFlags = false
+	own.VisitAll(func(f *pflag.Flag) {
+		if everywhere.Lookup(f.Name) != nil {
+			return
+		}
 		heading := "Flags"
 		if groups := f.Annotations[groupKey]; len(groups) > 0 {
 			heading = groups[0]
 		}
-		if f.Name != "help" {
-			add(heading, f)
-		}
+		add(heading, f)
 	})
-	cmd.Root().PersistentFlags().VisitAll(func(f *pflag.Flag) { add("Everywhere", f) })
+	everywhere.VisitAll(func(f *pflag.Flag) { add("Everywhere", f) })
 	for _, heading := range headings {
 		fmt.Fprintf(w, "\n%s:\n%s", heading, sets[heading].FlagUsages())
 	}

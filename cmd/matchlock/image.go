@@ -214,7 +214,7 @@ func printImages(w io.Writer, images []image.Summary, now time.Time) error {
 		if img.Problem != "" {
 			stored = "unusable: " + printable(img.Problem)
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", printable(img.Name), shortDigest(img.Digest), cmp.Or(printable(img.Platform), "-"), api.FormatSize(img.Size), stored)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", printable(img.Name), image.ShortDigest(img.Digest), cmp.Or(printable(img.Platform), "-"), api.FormatSize(img.Size), stored)
 	}
 	return table.Flush()
 }

@@ -99,7 +99,11 @@ func (a *app) command() *cobra.Command {
 		Use:   "matchlock COMMAND",
 		Short: "Run commands from container images inside throw-away microVMs",
 		Long: `matchlock runs untrusted code. Each run boots a Linux kernel of its own in a microVM,
-with a container image for its files, and leaves nothing behind.`,
+with a container image for its files, and leaves nothing behind.
+
+What it keeps, images and kernels, is in the folder that MATCHLOCK_HOME names, else in
+~/.local and ~/.cache. MATCHLOCK_KERNEL and MATCHLOCK_QEMU name a kernel and a QEMU to
+use instead of those that are found.`,
 		Example: `  matchlock run debian:12 cat /etc/os-release
   matchlock run -i busybox wc -l < data.txt`,
 		Args:              cobra.ArbitraryArgs,
