@@ -28,7 +28,7 @@ func TestVMDiesWithItsSupervisor(t *testing.T) {
 		t.Run(delay.String(), func(t *testing.T) {
 			id := fmt.Sprintf("orphan-%d-%d", os.Getpid(), delay.Milliseconds())
 			supervisor := exec.Command(os.Args[0], "-test.run=^TestVMDiesWithItsSupervisor$")
-			supervisor.Env = append(os.Environ(), "MATCHLOCK_TEST_SUPERVISOR="+id,
+			supervisor.Env = append(os.Environ(), "MATCHLOCK_TEST_SUPERVISOR="+id, "TMPDIR="+t.TempDir(), // it leaves its files behind
 				"MATCHLOCK_TEST_LOWER="+config.OverlayLowerPaths[0], "MATCHLOCK_TEST_UPPER="+config.OverlayUpperPath)
 			// It says "go" when all that takes long, the guest's build, is done.
 			ready, err := supervisor.StdoutPipe()
