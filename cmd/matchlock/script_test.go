@@ -101,6 +101,7 @@ func TestScriptsInVM(t *testing.T) {
 func setUp(env *testscript.Env) error {
 	env.Setenv("MATCHLOCK_HOME", filepath.Join(env.WorkDir, "home"))
 	env.Setenv("TERM", "xterm")
+	env.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector's second, once for each program run
 	return nil
 }
 
