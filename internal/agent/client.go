@@ -72,13 +72,7 @@ func (k *call) next() (kind byte, payload []byte, err error) {
 }
 
 // abort breaks the stream, so that the guest does not take what it has for all.
-func (k *call) abort() {
-	if stream, ok := k.conn.(interface{ Reset() }); ok {
-		stream.Reset()
-		return
-	}
-	k.conn.Close()
-}
+func (k *call) abort() { wire.Reset(k.conn) }
 
 // cause is why a request failed: the end of its context comes first, since
 // the end of the stream is only its effect.

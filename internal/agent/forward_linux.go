@@ -3,10 +3,8 @@ package agent
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,26 +25,7 @@ func (s *Server) forward(in *wire.Incoming, port uint16) {
 	defer context.AfterFunc(s.life, func() { conn.Close(); stream.Close() })()
 	defer conn.Close()
 	defer stream.Close()
-
-	// Each direction ends by itself. A broken one breaks the other, and is a reset
-	// on the far side too: nobody takes half an answer for a whole one.
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if _, err := io.Copy(stream, conn); err != nil {
-			stream.Reset()
-			conn.Close()
-			return
-		}
-		stream.CloseWrite()
-	})
-	if _, err := io.Copy(conn, stream); err != nil {
-		conn.SetLinger(0)
-		conn.Close()
-		stream.Reset()
-	} else {
-		conn.CloseWrite()
-	}
-	wg.Wait()
+	wire.Join(stream, conn)
 }
 
 // dialLoopback connects to the loopback by IPv4, else by IPv6. Names are left

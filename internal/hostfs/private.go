@@ -1,5 +1,5 @@
 // Package hostfs answers one question: how are files kept on the host beside other users and other processes? In
-// private folders, under locks, and replaced as a whole.
+// private folders, under locks, and replaced as a whole; sockets too.
 //
 // Where files are and what is in them is for others to know. It opens nothing for a guest.
 package hostfs

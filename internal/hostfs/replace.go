@@ -28,8 +28,8 @@ func Replace(path string, write func(io.Writer) error) error {
 	return err
 }
 
-// maxRecord bounds the files that ReadRecord reads.
-const maxRecord = 1 << 20
+// MaxRecord bounds the files that ReadRecord reads.
+const MaxRecord = 1 << 20
 
 // WriteRecord makes v, as JSON, what the file at path holds.
 func WriteRecord(path string, v any) error {
@@ -50,7 +50,7 @@ func ReadRecord(path string, v any) error {
 		return err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxRecord))
+	data, err := io.ReadAll(io.LimitReader(f, MaxRecord))
 	if err != nil {
 		return err
 	}

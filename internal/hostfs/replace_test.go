@@ -115,7 +115,7 @@ func TestRecord(t *testing.T) {
 	for name, content := range map[string][]byte{
 		"empty":     nil,
 		"cut":       whole[:len(whole)/2],
-		"too long":  append(bytes.Repeat([]byte(" "), maxRecord), whole...),
+		"too long":  append(bytes.Repeat([]byte(" "), MaxRecord), whole...),
 		"other":     []byte("[1]"),
 		"with more": append(whole, '}'),
 	} {

@@ -6,23 +6,6 @@ import (
 	"syscall"
 )
 
-// ListenPrivate listens on a unix socket that only its owner can reach. The
-// path must not exist. Closing the listener removes it.
-func ListenPrivate(path string) (*net.UnixListener, error) {
-	// Between bind and chmod the socket has the mode that the umask leaves it;
-	// nobody is accepted before the listener is returned, and who connects is
-	// asked for the uid then.
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		listener.Close()
-		return nil, err
-	}
-	return listener, nil
-}
-
 // socketPair returns a connected pair: our end, and the caller's as a bare
 // close-on-exec descriptor.
 func socketPair() (*net.UnixConn, int, error) {

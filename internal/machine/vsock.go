@@ -7,12 +7,11 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
+	"github.com/matchlock/matchlock/internal/hostfs"
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
@@ -74,7 +73,7 @@ func (m *Machine) listenVsock() error {
 	if m.config.VsockPath == "" {
 		return nil
 	}
-	listener, err := ListenPrivate(m.config.VsockPath)
+	listener, err := hostfs.Listen(m.config.VsockPath)
 	if err != nil {
 		return fmt.Errorf("vsock socket: %w", err)
 	}
@@ -86,13 +85,9 @@ func (m *Machine) listenVsock() error {
 	m.sockets = append(m.sockets, listener)
 	m.serving.Go(func() {
 		for {
-			conn, err := listener.AcceptUnix()
+			conn, err := listener.Accept()
 			if err != nil {
 				return // closed with the machine
-			}
-			if uid, err := peerUID(conn); err != nil || uid != os.Getuid() {
-				conn.Close()
-				continue
 			}
 			m.serving.Go(func() { m.serveVsock(conn) })
 		}
@@ -128,32 +123,13 @@ func (m *Machine) serveVsock(conn *net.UnixConn) {
 	if _, err := fmt.Fprintf(conn, "OK %d\n", number); err != nil {
 		return
 	}
-	relay(conn, in, guest)
+	wire.Join(&buffered{conn, in}, guest)
 }
 
-// relay copies both ways, passing on each half's end by itself, until both are
-// over or one fails.
-func relay(host *net.UnixConn, hostIn io.Reader, guest net.Conn) {
-	var both sync.WaitGroup
-	both.Go(func() {
-		if _, err := io.Copy(guest, hostIn); err != nil {
-			host.Close()
-		}
-		closeWrite(guest)
-	})
-	both.Go(func() {
-		if _, err := io.Copy(host, guest); err != nil {
-			guest.Close()
-		}
-		host.CloseWrite()
-	})
-	both.Wait()
+// buffered is a connection of which some has been read ahead.
+type buffered struct {
+	*net.UnixConn
+	in io.Reader
 }
 
-func closeWrite(conn net.Conn) {
-	if half, ok := conn.(interface{ CloseWrite() error }); ok {
-		half.CloseWrite()
-		return
-	}
-	conn.Close()
-}
+func (b *buffered) Read(p []byte) (int, error) { return b.in.Read(p) }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/matchlock/matchlock/internal/hostfs"
 	"github.com/matchlock/matchlock/internal/machine"
 	"github.com/matchlock/matchlock/internal/wire"
 )
@@ -268,11 +269,10 @@ func (h *hypervisor) Close() error {
 
 // listenAt makes the listening socket by which a person may look in.
 func listenAt(path string) (*os.File, error) {
-	listener, err := machine.ListenPrivate(path)
+	listener, err := hostfs.Listen(path)
 	if err != nil {
 		return nil, err
 	}
-	defer listener.Close()
-	listener.SetUnlinkOnClose(false)
+	defer listener.UnixListener.Close() // the socket stays, until the machine's end
 	return listener.File()
 }

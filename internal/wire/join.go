@@ -1,0 +1,44 @@
+package wire
+
+import (
+	"io"
+	"net"
+	"sync"
+)
+
+// Join copies between two connections until both directions are over. Each
+// direction ends by itself. One that breaks resets both connections: nobody
+// takes half an answer for a whole one. It closes neither.
+func Join(a, b net.Conn) {
+	var other sync.WaitGroup
+	other.Go(func() { copyOneWay(a, b) })
+	copyOneWay(b, a)
+	other.Wait()
+}
+
+func copyOneWay(to, from net.Conn) {
+	if _, err := io.Copy(to, from); err != nil {
+		Reset(to)
+		Reset(from)
+		return
+	}
+	if half, ok := to.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite() // fails only when nobody is there to be told
+		return
+	}
+	to.Close()
+}
+
+// Reset ends a connection so that its peer, where the kind of connection can
+// tell, knows that something is missing.
+func Reset(conn net.Conn) {
+	switch c := conn.(type) {
+	case interface{ Reset() }:
+		c.Reset()
+	case *net.TCPConn:
+		c.SetLinger(0) // close(2) then sends a reset, see tcp(7)
+		c.Close()
+	default:
+		c.Close()
+	}
+}
