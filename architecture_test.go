@@ -37,6 +37,7 @@ var arrows = map[string]struct{ ours, outside string }{
 
 	"internal/compress": {outside: "github.com/klauspost/compress github.com/ulikunitz/xz"},
 	"internal/hostfs":   {},
+	"internal/logs":     {},
 	"internal/boot":     {ours: "internal/compress internal/hostfs", outside: "github.com/pierrec/lz4/v4 github.com/ulikunitz/xz"},
 	"internal/disk":     {ours: "internal/hostfs", outside: "golang.org/x/sys"},
 	"internal/image":    {ours: "internal/compress internal/disk internal/hostfs", outside: "github.com/google/go-containerregistry"},
