@@ -32,7 +32,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/wire":    {},
 	"internal/agent":   {ours: "api internal/wire", outside: "golang.org/x/sys"},
 	"internal/machine": {ours: "api vm internal/agent internal/hostfs internal/wire"},
-	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/hostfs internal/machine internal/wire", outside: "golang.org/x/sys"},
+	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/hostfs internal/logs internal/machine internal/wire", outside: "golang.org/x/sys"},
 	"internal/guest":   {ours: "api internal/agent internal/wire", outside: "golang.org/x/sys"},
 
 	"internal/compress": {outside: "github.com/klauspost/compress github.com/ulikunitz/xz"},

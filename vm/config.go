@@ -62,9 +62,14 @@ type VMConfig struct {
 	// SocketPath, when set, is the hypervisor's own control socket (0600), for a
 	// person to look in. The machine itself does not use it.
 	SocketPath string
-	// LogPath receives the guest's console and the hypervisor's messages. It is
-	// appended to, and made 0600. Empty: they are kept in memory, bounded, for
-	// error messages only.
+	// LogPath receives the guest's console and the hypervisor's messages, in the
+	// format of Kubernetes' CRI: a line is the time in UTC, the word console, F or
+	// P (the line goes on with the next one), and what was said. The first line
+	// of a file, and those that tell of a gap, have matchlock for console.
+	// The file is made 0600 and appended to; at 8 MiB it becomes LogPath.1, that
+	// LogPath.2, and so on to LogPath.3. What is there and is no such log becomes
+	// LogPath.1; a symbolic link is refused. Empty: console and messages are kept
+	// in memory, bounded, for error messages only.
 	LogPath string
 
 	// KernelArgs, when set, is the whole kernel command line: nothing is added.

@@ -124,6 +124,39 @@ func TestReadEnds(t *testing.T) {
 	}
 }
 
+// Without Follow, what comes while Read is at it is not read: a log that grows fast has an end.
+func TestReadStops(t *testing.T) {
+	w, path := newLog(t, Options{})
+	out := w.Stream("out")
+	for range 8 {
+		fmt.Fprintf(out, "%s\n", strings.Repeat("x", maxContent))
+	}
+	n := 0
+	must(t, Read(t.Context(), path, Query{}, func(Record) error {
+		n++
+		io.WriteString(out, "more\n")
+		return nil
+	}))
+	if n != 8 {
+		t.Errorf("read %d records, want 8", n)
+	}
+}
+
+// A reader that looks for files while they are renamed may find one twice, and an older one before a newer one.
+func TestReadRenamedMeanwhile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	for age, number := range []int{3, 4, 3, 2} {
+		var content []byte
+		for _, r := range []Record{{Stream: Own, Content: fmt.Appendf(nil, "file %d", number)}, {Stream: "out", Content: fmt.Append(nil, number)}} {
+			content = append(content, spell(r)+"\n"...)
+		}
+		must(t, os.WriteFile(fileName(path, age), content, 0o600))
+	}
+	if diff := cmp.Diff(read(t, path, Query{}).records, []string{"out F 2", "out F 3", "out F 4"}); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // A file whose beginning is damaged loses that only.
 func TestReadDamagedBeginning(t *testing.T) {
 	w, path := newLog(t, Options{MaxSize: 4096})
@@ -197,6 +230,34 @@ func TestFollowRotation(t *testing.T) {
 	}
 	must(t, w.Close())
 	followers.Wait()
+}
+
+// What a file gets after its reader was at the end of it, and before it is rotated, is not missed.
+func TestFollowRotatedMeanwhile(t *testing.T) {
+	w, path := newLog(t, Options{MaxSize: 4096})
+	out := w.Stream("out")
+	io.WriteString(out, "before\n")
+	steps := []string{"go\n"}
+	var got []string
+	must(t, Read(t.Context(), path, Query{Follow: func(context.Context) error {
+		if len(steps) == 0 {
+			return io.EOF
+		}
+		io.WriteString(out, steps[0])
+		steps = steps[1:]
+		return nil
+	}}, func(r Record) error {
+		got = append(got, strings.TrimRight(string(r.Content), "x"))
+		if string(r.Content) == "go" {
+			io.WriteString(out, "the end of the file\n")
+			fmt.Fprintf(out, "the next%s\n", strings.Repeat("x", 3500))
+			fmt.Fprintf(out, "the one after%s\n", strings.Repeat("x", 3500))
+		}
+		return nil
+	}))
+	if diff := cmp.Diff(got, []string{"before", "go", "the end of the file", "the next", "the one after"}); diff != "" {
+		t.Error(diff)
+	}
 }
 
 // One who falls behind is told so, and goes on with what there is.

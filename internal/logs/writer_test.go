@@ -263,14 +263,22 @@ func TestFullDisk(t *testing.T) {
 		io.WriteString(out, during)
 		full.room = 1 << 20
 		io.WriteString(out, after)
+		full.room = 0
+		io.WriteString(out, before)
+		full.room = 1 << 20
+		io.WriteString(out, after)
 
 		got := read(t, path, Query{})
-		var lost int
-		fmt.Sscanf(got.text[Own], "%d bytes lost", &lost)
-		if has := len(got.text["out"]); has+lost != len(before+during+during+after) {
+		lost := 0
+		for notice := range strings.Lines(got.text[Own]) {
+			var n int
+			fmt.Sscanf(notice, "%d bytes lost", &n)
+			lost += n
+		}
+		if has := len(got.text["out"]); has+lost != len(before+during+during+after+before+after) {
 			t.Fatalf("a disk for %d bytes: the log has %q and says %q", room, got.text["out"], got.text[Own])
 		}
-		if (lost > 0) != (len(faults) == 1) || lost > 0 && !errors.Is(faults[0], syscall.ENOSPC) {
+		if len(faults) != 1 || !errors.Is(faults[0], syscall.ENOSPC) {
 			t.Fatalf("a disk for %d bytes: told of %v", room, faults)
 		}
 		if !strings.HasSuffix(got.text["out"], after) || got.damaged != 0 {

@@ -114,7 +114,7 @@ func (b *Backend) acquire(ctx context.Context, h *hypervisor) (link *os.File, ro
 	if h.dir, err = os.MkdirTemp(b.options.RunDir, "vm-"); err != nil {
 		return nil, "", err
 	}
-	if h.console, err = openConsole(h.config.LogPath); err != nil {
+	if h.console, err = openConsole(h.config.LogPath, h.log); err != nil {
 		return nil, "", err
 	}
 	if rootfs, err = h.openDisks(); err != nil {

@@ -4,70 +4,92 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"os"
+	"log/slog"
 	"strings"
 	"sync"
 
+	"github.com/matchlock/matchlock/internal/logs"
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
 const (
-	// maxConsoleLog bounds what one machine's life may add to its log: the bytes
-	// are the guest's, the disk is the host's.
-	maxConsoleLog = 16 << 20
-	consoleTail   = 8 << 10 // kept for error messages
-	errorLines    = 5       // of it shown in one
+	consoleTail = 8 << 10 // kept for error messages
+	errorLines  = 5       // of it shown in one
 )
 
+// consoleStream is what the console is called in its log.
+const consoleStream = "console"
+
 // console collects what the guest's serial port and the hypervisor's own
-// messages say: into the log file, as far as that may grow, and the end of it
-// in memory.
+// messages say: into the log, and the end of it in memory.
 type console struct {
+	log *logs.Writer // nil: none
+	out io.Writer    // of the log
+
 	mu   sync.Mutex
-	log  *os.File // nil: none
-	room int64    // bytes that the log may still grow by
 	tail []byte
 }
 
-// openConsole opens the log for appending; path may be empty.
-func openConsole(path string) (*console, error) {
-	c := &console{room: maxConsoleLog}
+// openConsole opens the log to go on with it; path may be empty. The logger is
+// told when the log cannot be written later on.
+func openConsole(path string, log *slog.Logger) (*console, error) {
 	if path == "" {
-		return c, nil
+		return &console{out: io.Discard}, nil
 	}
-	log, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	w, err := logs.Open(path, logs.Options{OnError: func(err error) {
+		log.Warn("the log of the console has gaps", "error", err)
+	}})
 	if err != nil {
 		return nil, fmt.Errorf("log: %w", err)
 	}
-	if err := log.Chmod(0o600); err != nil {
-		log.Close()
-		return nil, fmt.Errorf("log: %w", err)
-	}
-	c.log = log
-	return c, nil
-}
-
-// Write never fails: a full disk must not end the guest.
-func (c *console) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.log != nil && c.room > 0 {
-		n, _ := c.log.Write(p[:min(int64(len(p)), c.room)])
-		if c.room -= int64(n); c.room <= 0 {
-			fmt.Fprintf(c.log, "\n[matchlock: the console has said %d bytes; the rest is not logged]\n", maxConsoleLog)
-		}
-	}
-	c.tail = append(c.tail, p...)
-	if extra := len(c.tail) - consoleTail; extra > 0 {
-		c.tail = append(c.tail[:0], c.tail[extra:]...)
-	}
-	return len(p), nil
+	return &console{log: w, out: w.Stream(consoleStream)}, nil
 }
 
 // collect copies r until its end and closes it.
 func (c *console) collect(r io.ReadCloser) {
 	defer r.Close()
-	io.Copy(c, r) // an error is the end of the stream as well
+	s := source{console: c}
+	io.Copy(&s, r) // an error is the end of the stream as well
+	c.out.Write(s.line)
+}
+
+// maxHeld is how much of a line waits for its end.
+const maxHeld = 4 << 10
+
+// A source is one of those who speak on a console. It hands whole lines to the
+// log, since a serial port brings byte after byte and each would be a record;
+// what it holds back for that is in the tail at once.
+type source struct {
+	console *console
+	line    []byte // without its end so far
+}
+
+// Write never fails: a full disk must not end the guest.
+func (s *source) Write(p []byte) (int, error) {
+	s.console.remember(p)
+	ready := 0
+	if i := bytes.LastIndexByte(p, '\n'); i >= 0 {
+		ready = len(s.line) + i + 1
+	}
+	s.line = append(s.line, p...)
+	if ready == 0 && len(s.line) >= maxHeld {
+		ready = len(s.line)
+	}
+	if ready > 0 {
+		s.console.out.Write(s.line[:ready])
+		s.line = append(s.line[:0], s.line[ready:]...)
+	}
+	return len(p), nil
+}
+
+// remember keeps the end of what was said.
+func (c *console) remember(p []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tail = append(c.tail, p...)
+	if extra := len(c.tail) - consoleTail; extra > 0 {
+		c.tail = append(c.tail[:0], c.tail[extra:]...)
+	}
 }
 
 // kernelPanic is how a kernel begins to say why it ends. A stack follows, which
@@ -94,12 +116,8 @@ func (c *console) lastLines() string {
 
 // close ends the logging; what is said later is kept in memory only.
 func (c *console) close() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.log == nil {
 		return nil
 	}
-	err := c.log.Close()
-	c.log = nil
-	return err
+	return c.log.Close()
 }

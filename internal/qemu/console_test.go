@@ -1,8 +1,13 @@
 package qemu
 
 import (
-	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
 	"testing"
+	"testing/iotest"
+
+	"github.com/matchlock/matchlock/internal/logs"
 )
 
 func TestConsoleLastLines(t *testing.T) {
@@ -18,14 +23,65 @@ func TestConsoleLastLines(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			c, err := openConsole("")
+			c, err := openConsole("", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			fmt.Fprint(c, test.said)
+			c.collect(io.NopCloser(strings.NewReader(test.said)))
 			if got := c.lastLines(); got != test.want {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
 		})
+	}
+}
+
+// The log has whole lines, however they come, and all that was said.
+func TestConsoleLog(t *testing.T) {
+	long := strings.Repeat("x", maxHeld)
+	tests := map[string]struct {
+		said    string
+		records int // at most
+	}{
+		"lines":              {"one\r\n\ntwo\n", 3},
+		"an unfinished line": {"one\ntwo", 2},
+		"a long line":        {long + "y\n", 2},
+	}
+	for name, test := range tests {
+		for way, said := range map[string]io.Reader{
+			"at once":       strings.NewReader(test.said),
+			"byte for byte": iotest.OneByteReader(strings.NewReader(test.said)),
+		} {
+			t.Run(name+" "+way, func(t *testing.T) {
+				path := filepath.Join(t.TempDir(), "log")
+				c, err := openConsole(path, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.collect(io.NopCloser(said))
+				if err := c.close(); err != nil {
+					t.Fatal(err)
+				}
+				c.collect(io.NopCloser(strings.NewReader("too late\n")))
+				if got := c.lastLines(); !strings.HasSuffix(got, "too late") {
+					t.Errorf("the last lines are %q", got)
+				}
+				var got strings.Builder
+				records := 0
+				err = logs.Read(t.Context(), path, logs.Query{Streams: []string{consoleStream}}, func(r logs.Record) error {
+					records++
+					got.Write(r.Content)
+					if !r.Partial {
+						got.WriteByte('\n')
+					}
+					return nil
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got.String() != test.said || records > test.records {
+					t.Errorf("the log has %q in %d records, want %q in %d", got.String(), records, test.said, test.records)
+				}
+			})
+		}
 	}
 }
