@@ -24,7 +24,7 @@ const module = "github.com/matchlock/matchlock"
 var arrows = map[string]struct{ ours, outside string }{
 	"api":     {},
 	"vm":      {ours: "api"},
-	"sandbox": {ours: "api vm internal/agent internal/boot internal/disk internal/hostfs internal/image internal/machine internal/qemu internal/state internal/wire"},
+	"sandbox": {ours: "api vm internal/agent internal/boot internal/control internal/disk internal/hostfs internal/image internal/logs internal/qemu internal/state internal/wire"},
 
 	"cmd/matchlock":       {ours: "api sandbox internal/image internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term"},
 	"cmd/matchlock-guest": {ours: "internal/guest"},
@@ -41,7 +41,8 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/boot":     {ours: "internal/compress internal/hostfs", outside: "github.com/pierrec/lz4/v4 github.com/ulikunitz/xz"},
 	"internal/disk":     {ours: "internal/hostfs", outside: "golang.org/x/sys"},
 	"internal/image":    {ours: "internal/compress internal/disk internal/hostfs", outside: "github.com/google/go-containerregistry"},
-	"internal/state":    {ours: "internal/hostfs"},
+	"internal/state":    {ours: "api internal/hostfs"},
+	"internal/control":  {ours: "internal/hostfs internal/logs internal/wire"},
 
 	"bench":     {ours: "api sandbox"},
 	"vm/vmtest": {ours: "api vm internal/agent internal/machine internal/wire"},

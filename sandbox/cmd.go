@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,6 @@ import (
 
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/agent"
-	"github.com/matchlock/matchlock/internal/machine"
 	"github.com/matchlock/matchlock/vm"
 )
 
@@ -43,16 +43,31 @@ type Cmd struct {
 	// Tty gives the command a terminal: its input is typed, all output is Stdout,
 	// the end of Stdin is ^D.
 	Tty bool
+	// OpenStdin, for the first command, is an input that never ends in the place of
+	// Stdin: what is typed by whoever attaches to the sandbox.
+	OpenStdin bool
+	// Past, for the first command of a sandbox that this process is attached to,
+	// begins with what the command has said so far.
+	Past bool
 
 	sandbox    *Sandbox
 	ctx        context.Context
-	timeout    time.Duration
+	main       bool   // the first command
 	rows, cols uint16 // of the terminal
 
-	session  *machine.Session
+	session  session
 	release  func()      // what watches over the session
 	expired  atomic.Bool // the timeout has
 	stdinErr chan error  // of copying Stdin; has one value at its end
+}
+
+// session is a command that runs in the guest.
+type session interface {
+	io.Writer // its input
+	CloseWrite() error
+	Signal(number int) error
+	Resize(rows, cols uint16) error
+	Wait() (agent.Exit, error)
 }
 
 // defaultRows and defaultCols are a terminal's size where nobody sets one.
@@ -71,11 +86,18 @@ func (s *Sandbox) Command(ctx context.Context, name string, args ...string) *Cmd
 // Main returns the first command, as the configuration and the image say it;
 // one that nobody names fails at Start with ErrNoCommand. Config.Timeout, as far
 // as there is one, runs from its start: then it is sent the image's stop signal,
-// 2 s later killed, and Wait returns ErrTimeout.
+// 2 s later killed, and Wait returns ErrTimeout. What it writes goes to the
+// sandbox's log as well.
+//
+// Of a sandbox that this process is attached to it is the first command that
+// runs there already. Start then takes hold of it, with its own standard streams
+// as far as it has them: what it writes from then on is written to Stdout and
+// Stderr, what Stdin brings is typed. The end of ctx lets go of it, and so does
+// the end of the sandbox.
 func (s *Sandbox) Main(ctx context.Context) *Cmd {
 	c := s.Command(ctx, "")
-	c.Args = s.process.argv
-	c.timeout = s.config.Timeout
+	c.Args = s.keeper.process().Argv
+	c.main = true
 	return c
 }
 
@@ -86,34 +108,24 @@ func (c *Cmd) Start() error {
 	if c.session != nil {
 		return errors.New("exec: already started")
 	}
+	process := c.sandbox.keeper.process()
 	if len(c.Args) == 0 {
-		return noCommand(c.sandbox.config.Image)
-	}
-	cmd := agent.Command{
-		Args:   c.Args,
-		Dir:    orDefault(c.Dir, c.sandbox.process.dir),
-		User:   orDefault(c.User, c.sandbox.process.user),
-		Stdin:  c.Stdin != nil,
-		Stdout: c.Stdout,
-		Stderr: c.Stderr,
-		TTY:    c.Tty,
-		Rows:   c.rows,
-		Cols:   c.cols,
-	}
-	var err error
-	if cmd.Env, err = envMap(c.Env); err != nil {
-		return err
+		return noCommand(process.Image)
 	}
 	ctx, cancel := context.WithCancelCause(c.ctx)
-	session, err := c.sandbox.machine.Session(ctx, cmd)
+	start := c.start
+	if c.main {
+		start = func(ctx context.Context) (session, error) { return c.sandbox.keeper.startMain(ctx, c) }
+	}
+	session, err := start(ctx)
 	if err != nil {
 		cancel(nil)
-		return notStarted(err)
+		return err
 	}
 	c.session = session
 	c.release = func() { cancel(nil) }
-	if c.timeout > 0 {
-		go c.watchTimeout(ctx, cancel)
+	if timeout := process.Timeout; c.main && timeout > 0 {
+		go c.watchTimeout(ctx, cancel, timeout, process.StopSignal)
 	}
 	c.stdinErr = make(chan error, 1)
 	if c.Stdin == nil {
@@ -127,11 +139,29 @@ func (c *Cmd) Start() error {
 	return nil
 }
 
-func orDefault(value, fallback string) string {
-	if value != "" {
-		return value
+// start starts the command in the guest.
+func (c *Cmd) start(ctx context.Context) (session, error) {
+	process := c.sandbox.keeper.process()
+	cmd := agent.Command{
+		Args:   c.Args,
+		Dir:    cmp.Or(c.Dir, process.Dir),
+		User:   cmp.Or(c.User, process.User),
+		Stdin:  c.Stdin != nil,
+		Stdout: c.Stdout,
+		Stderr: c.Stderr,
+		TTY:    c.Tty,
+		Rows:   c.rows,
+		Cols:   c.cols,
 	}
-	return fallback
+	var err error
+	if cmd.Env, err = envMap(c.Env); err != nil {
+		return nil, err
+	}
+	session, err := c.sandbox.client.Start(ctx, cmd)
+	if err != nil {
+		return nil, notStarted(c.sandbox.keeper.explain(ctx, err))
+	}
+	return session, nil
 }
 
 func envMap(pairs []string) (map[string]string, error) {
@@ -163,8 +193,8 @@ const stopGrace = 2 * time.Second
 
 // watchTimeout ends the command when its time has run out, by end if need be.
 // It returns when ctx does.
-func (c *Cmd) watchTimeout(ctx context.Context, end context.CancelCauseFunc) {
-	timer := time.NewTimer(c.timeout)
+func (c *Cmd) watchTimeout(ctx context.Context, end context.CancelCauseFunc, timeout time.Duration, stopSignal int) {
+	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -172,7 +202,7 @@ func (c *Cmd) watchTimeout(ctx context.Context, end context.CancelCauseFunc) {
 	case <-timer.C:
 	}
 	c.expired.Store(true)
-	c.session.Signal(c.sandbox.process.stopSignal) // what does not arrive, end makes up for
+	c.session.Signal(stopSignal) // what does not arrive, end makes up for
 	timer.Reset(stopGrace)
 	select {
 	case <-ctx.Done():
@@ -202,21 +232,30 @@ func (c *Cmd) Wait() error {
 	}
 	exit, err := c.session.Wait()
 	c.release()
-	if c.expired.Load() {
-		return fmt.Errorf("%w after %v", ErrTimeout, c.timeout)
-	}
-	if err != nil && (c.ctx.Err() != nil || exit.Signal == sigPIPE) {
-		return err // the reason for how it ended
-	}
-	if exit.Code != 0 {
-		return &ExitError{Code: exit.Code, Signal: exit.Signal}
-	}
+	err = c.outcome(exit, err)
 	if err != nil {
 		return err
 	}
 	select {
 	case err = <-c.stdinErr:
 	default:
+	}
+	return err
+}
+
+// outcome is what Wait makes of how the command ended.
+func (c *Cmd) outcome(exit agent.Exit, err error) error {
+	if c.expired.Load() {
+		return fmt.Errorf("%w after %v", ErrTimeout, c.sandbox.keeper.process().Timeout)
+	}
+	if exit == (agent.Exit{}) {
+		err = c.sandbox.keeper.explain(c.ctx, err) // it is not known how it ended
+	}
+	if err != nil && (c.ctx.Err() != nil || exit.Signal == sigPIPE) {
+		return err // the reason for how it ended
+	}
+	if exit.Code != 0 {
+		return &ExitError{Code: exit.Code, Signal: exit.Signal}
 	}
 	return err
 }

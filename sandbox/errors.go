@@ -7,11 +7,13 @@ import (
 	"github.com/matchlock/matchlock/internal/disk"
 	"github.com/matchlock/matchlock/internal/image"
 	"github.com/matchlock/matchlock/internal/qemu"
+	"github.com/matchlock/matchlock/internal/state"
+	"github.com/matchlock/matchlock/vm"
 )
 
 // What callers branch on. The errors returned say more than these do.
 var (
-	// ErrNotFound says that there is no such image.
+	// ErrNotFound says that there is no such image, or no such sandbox.
 	ErrNotFound = errors.New("not found")
 	// ErrNoCommand says that neither the configuration nor the image names a command.
 	ErrNoCommand = errors.New("no command to run")
@@ -19,6 +21,12 @@ var (
 	ErrNoHelper = errors.New("no guest binary")
 	// ErrDiskInUse says that a sandbox has a disk of the user's already.
 	ErrDiskInUse = errors.New("in use by a sandbox")
+	// ErrNotRunning says that the sandbox has ended, or its guest has.
+	ErrNotRunning = vm.ErrNotRunning
+	// ErrRunning says that the sandbox runs, and must not for what was asked.
+	ErrRunning = errors.New("sandbox is running")
+	// ErrNameTaken says that another sandbox has the name.
+	ErrNameTaken = state.ErrNameTaken
 	// ErrTimeout says that the first command was ended because Config.Timeout ran out.
 	ErrTimeout = errors.New("timeout")
 )

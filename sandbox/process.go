@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/image"
@@ -14,10 +15,12 @@ import (
 // process is what a configuration and its image together say of the commands
 // of a sandbox.
 type process struct {
-	argv       []string // of the first one; empty: nobody says
-	user       string
-	dir        string
-	stopSignal int // Linux's number
+	Image      string        `json:"image"` // as it was asked for
+	Argv       []string      `json:"argv"`  // of the first one; empty: nobody says
+	User       string        `json:"user"`
+	Dir        string        `json:"dir"`
+	StopSignal int           `json:"stop_signal"` // Linux's number
+	Timeout    time.Duration `json:"timeout"`     // of the first one; 0: none
 }
 
 // processOf joins the two as docker does: the configuration's word goes before
@@ -32,16 +35,18 @@ func processOf(c *api.Config, img *image.Config) process {
 		command = c.Command
 	}
 	p := process{
-		argv:       slices.Concat(entrypoint, command),
-		user:       cmp.Or(c.User, img.User),
-		dir:        cmp.Or(c.WorkDir, img.WorkingDir, "/"),
-		stopSignal: sigTERM,
+		Image:      c.Image,
+		Argv:       slices.Concat(entrypoint, command),
+		User:       cmp.Or(c.User, img.User),
+		Dir:        cmp.Or(c.WorkDir, img.WorkingDir, "/"),
+		StopSignal: sigTERM,
+		Timeout:    c.Timeout,
 	}
 	if n, err := parseSignal(img.StopSignal); err == nil {
-		p.stopSignal = n // an image's nonsense is no reason not to run it
+		p.StopSignal = n // an image's nonsense is no reason not to run it
 	}
-	if !strings.HasPrefix(p.dir, "/") {
-		p.dir = "/" + p.dir // as docker reads an image's relative one
+	if !strings.HasPrefix(p.Dir, "/") {
+		p.Dir = "/" + p.Dir // as docker reads an image's relative one
 	}
 	return p
 }

@@ -18,20 +18,20 @@ func TestProcessOf(t *testing.T) {
 		image  image.Config
 		want   process
 	}{
-		{"the image's word", api.Config{}, img, process{[]string{"/entry", "-e", "cmd"}, "web", "/srv", 2}},
-		{"a command", api.Config{Command: []string{"a", "b"}}, img, process{[]string{"/entry", "-e", "a", "b"}, "web", "/srv", 2}},
-		{"an entry point", api.Config{Entrypoint: []string{"x"}}, img, process{[]string{"x"}, "web", "/srv", 2}},
-		{"both", api.Config{Entrypoint: []string{"x"}, Command: []string{"a"}}, img, process{[]string{"x", "a"}, "web", "/srv", 2}},
-		{"entry point cleared", api.Config{Entrypoint: []string{}, Command: []string{"a"}}, img, process{[]string{"a"}, "web", "/srv", 2}},
-		{"nothing left", api.Config{Entrypoint: []string{}}, img, process{nil, "web", "/srv", 2}},
-		{"user and folder", api.Config{User: "0:0", WorkDir: "/w"}, img, process{[]string{"/entry", "-e", "cmd"}, "0:0", "/w", 2}},
-		{"a bare image", api.Config{}, bare, process{[]string{"/bin/sh"}, "", "/", 15}},
-		{"an image's relative folder", api.Config{}, image.Config{WorkingDir: "srv"}, process{nil, "", "/srv", 15}},
-		{"an image's nonsense signal", api.Config{}, image.Config{StopSignal: "SIGNONE"}, process{nil, "", "/", 15}},
+		{"the image's word", api.Config{}, img, process{Argv: []string{"/entry", "-e", "cmd"}, User: "web", Dir: "/srv", StopSignal: 2}},
+		{"a command", api.Config{Command: []string{"a", "b"}}, img, process{Argv: []string{"/entry", "-e", "a", "b"}, User: "web", Dir: "/srv", StopSignal: 2}},
+		{"an entry point", api.Config{Entrypoint: []string{"x"}}, img, process{Argv: []string{"x"}, User: "web", Dir: "/srv", StopSignal: 2}},
+		{"both", api.Config{Entrypoint: []string{"x"}, Command: []string{"a"}}, img, process{Argv: []string{"x", "a"}, User: "web", Dir: "/srv", StopSignal: 2}},
+		{"entry point cleared", api.Config{Entrypoint: []string{}, Command: []string{"a"}}, img, process{Argv: []string{"a"}, User: "web", Dir: "/srv", StopSignal: 2}},
+		{"nothing left", api.Config{Entrypoint: []string{}}, img, process{Argv: nil, User: "web", Dir: "/srv", StopSignal: 2}},
+		{"user and folder", api.Config{User: "0:0", WorkDir: "/w"}, img, process{Argv: []string{"/entry", "-e", "cmd"}, User: "0:0", Dir: "/w", StopSignal: 2}},
+		{"a bare image", api.Config{}, bare, process{Argv: []string{"/bin/sh"}, User: "", Dir: "/", StopSignal: 15}},
+		{"an image's relative folder", api.Config{}, image.Config{WorkingDir: "srv"}, process{Argv: nil, User: "", Dir: "/srv", StopSignal: 15}},
+		{"an image's nonsense signal", api.Config{}, image.Config{StopSignal: "SIGNONE"}, process{Argv: nil, User: "", Dir: "/", StopSignal: 15}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := processOf(&tt.config, &tt.image)
-			if diff := cmp.Diff(got, tt.want, cmp.AllowUnexported(process{})); diff != "" {
+			if diff := cmp.Diff(got, tt.want); diff != "" {
 				t.Errorf("(-got +want):\n%s", diff)
 			}
 		})

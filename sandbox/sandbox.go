@@ -12,6 +12,11 @@
 // a disk for what is written over them, and it ends, files and all, with Close
 // or with the process that made it. There is no daemon.
 //
+// The process that made a sandbox is its supervisor, and any other process of
+// the same user can reach it meanwhile: Attach gives it a Sandbox too, List finds
+// them. A sandbox made with Options.Keep leaves its folder when it ends, and
+// Options.Start makes it run again, its disk as it was.
+//
 // The package joins the parts and owns what they acquire; it does not itself
 // fetch images, speak to hypervisors or know the guest's protocol.
 //
@@ -21,25 +26,20 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
-	"slices"
-	"sync"
+	"strconv"
 	"time"
 
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/agent"
-	"github.com/matchlock/matchlock/internal/boot"
-	"github.com/matchlock/matchlock/internal/disk"
 	"github.com/matchlock/matchlock/internal/hostfs"
-	"github.com/matchlock/matchlock/internal/image"
-	"github.com/matchlock/matchlock/internal/machine"
-	"github.com/matchlock/matchlock/internal/qemu"
 	"github.com/matchlock/matchlock/internal/state"
+	"github.com/matchlock/matchlock/internal/wire"
 	"github.com/matchlock/matchlock/vm"
 )
 
@@ -63,11 +63,16 @@ type Options struct {
 	Accel string
 	// Backend takes the place of QEMU.
 	Backend vm.Backend
+	// Name is the sandbox's, of [a-z0-9_.-]; empty: one is made up.
+	Name string
+	// Keep leaves the sandbox's folder when it ends, for Start and Remove.
+	Keep bool
 	// NeedCommand has New fail with ErrNoCommand, before anything boots, when
 	// neither the configuration nor the image says what to run.
 	NeedCommand bool
 
-	// Logger takes what a person may want to know later; nil: nobody does.
+	// Logger takes what a person may want to know later; nil: warnings go to the
+	// sandbox's log.
 	Logger *slog.Logger
 	// Progress, unless nil, is told how far what takes long has come. Calls do not
 	// overlap.
@@ -84,18 +89,38 @@ type Progress struct {
 	Ended bool   // this task will not be heard of again
 }
 
-// Sandbox is a running microVM. Its methods may be called by several goroutines
-// at once.
+// Sandbox is a microVM that runs: one that this process made and looks after, or
+// one of another process that this one is attached to. Its methods may be called
+// by several goroutines at once.
 type Sandbox struct {
-	id      string
-	config  api.Config
-	options Options
-	process process // what the configuration and the image say of commands
-	machine guestMachine
+	id     string
+	keeper keeper
+	client *agent.Client
+}
 
-	close  sync.Once
-	unwind unwind
-	err    error // of Close
+// keeper is who looks after a sandbox: this process, or another that is reached
+// by a socket.
+type keeper interface {
+	// process is what the configuration and the image say of commands.
+	process() *process
+	// dial opens a stream to a port of the guest.
+	dial(ctx context.Context, port uint32) (net.Conn, error)
+	// explain says why an error of such a stream came about.
+	explain(ctx context.Context, err error) error
+	// startMain starts the first command, or takes hold of the one that runs.
+	startMain(ctx context.Context, c *Cmd) (session, error)
+
+	info(ctx context.Context) (api.Info, error)
+	wait(ctx context.Context) (api.Info, error)
+	stop(ctx context.Context, grace time.Duration) error
+	signal(ctx context.Context, number int) error
+	rename(ctx context.Context, name string) error
+	run(ctx context.Context, c Background) error
+	close() error
+}
+
+func sandboxOf(id string, k keeper) *Sandbox {
+	return &Sandbox{id: id, keeper: k, client: agent.NewClient(k.dial)}
 }
 
 // New is Options.New with the zero Options.
@@ -113,17 +138,46 @@ func (o Options) New(ctx context.Context, config api.Config) (*Sandbox, error) {
 	if total, _ := hostMemory(); total > 0 && config.Memory > total {
 		return nil, fmt.Errorf("memory %s: the host has %s", api.FormatSize(config.Memory), api.FormatSize(total))
 	}
-	s := &Sandbox{config: config.WithDefaults(), options: o.withDefaults()}
-	if err := s.start(ctx); err != nil {
-		return nil, errors.Join(err, s.Close())
+	if o.Name != "" {
+		if err := state.CheckName(o.Name); err != nil {
+			return nil, err
+		}
 	}
-	return s, nil
+	s := newSupervisor(o, config.WithDefaults())
+	if err := s.start(ctx, nil); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return sandboxOf(s.id, s), nil
+}
+
+// Start makes a sandbox run again that has ended and was kept: its disk, its
+// configuration and its name as they were, its logs appended to. The caller
+// becomes its supervisor, as with New. One that runs is ErrRunning.
+func (o Options) Start(ctx context.Context, ref string) (*Sandbox, error) {
+	o.Keep = true
+	home, err := o.home()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := openStopped(ctx, home, ref)
+	if err != nil {
+		return nil, err
+	}
+	var config api.Config
+	if err := hostfs.ReadRecord(dir.Path(configName), &config); err != nil {
+		return nil, errors.Join(fmt.Errorf("sandbox %q: its configuration: %w", ref, err), dir.Close())
+	}
+	if o.Accel == "" {
+		o.Accel = dir.Record().Accel
+	}
+	s := newSupervisor(o, config)
+	if err := s.start(ctx, dir); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return sandboxOf(s.id, s), nil
 }
 
 func (o Options) withDefaults() Options {
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
 	if o.Progress == nil {
 		o.Progress = func(Progress) {}
 	}
@@ -152,228 +206,85 @@ func (o Options) home() (home state.Home, err error) {
 // ID is the sandbox's id: 12 characters of [a-z0-9].
 func (s *Sandbox) ID() string { return s.id }
 
-// start does what New promises, step by step. What it acquired is on the
-// unwind stack, whether or not it succeeds.
-func (s *Sandbox) start(ctx context.Context) error {
-	clock := newStopwatch(s.options.Timing)
-	home, err := s.options.home()
-	if err != nil {
-		return err
-	}
-	if err := state.Sweep(home.Sandboxes()); err != nil {
-		s.options.Logger.Warn("sweeping up after dead sandboxes", "error", err)
-	}
-	clock.lap("prepare")
+// Info tells what is known of the sandbox.
+func (s *Sandbox) Info(ctx context.Context) (api.Info, error) { return s.keeper.info(ctx) }
 
-	img, err := s.options.image(ctx, home, &s.config)
-	if err != nil {
-		return err
-	}
-	s.unwind.push(img.Release)
-	s.process = processOf(&s.config, &img.Config)
-	if s.options.NeedCommand && len(s.process.argv) == 0 {
-		return noCommand(s.config.Image)
-	}
-	clock.lap("image")
+// Wait returns when the sandbox has ended, with what is known of it then.
+func (s *Sandbox) Wait(ctx context.Context) (api.Info, error) { return s.keeper.wait(ctx) }
 
-	dir, err := state.Create(home.Sandboxes())
-	if err != nil {
-		return fmt.Errorf("sandbox folder: %w", err)
-	}
-	s.unwind.push(dir.Close)
-	s.id = dir.ID
-	if err := writeConfig(dir.Path("config.json"), &s.config); err != nil {
-		return fmt.Errorf("sandbox folder: %w", err)
-	}
-	for _, d := range s.config.Disks {
-		release, err := lockDisk(d)
-		if err != nil {
-			return err
+// Stop ends the sandbox as its first command would like it: that is sent its
+// stop signal and, when grace has passed, killed; then the disks are synced. It
+// returns when the sandbox has ended, which does not remove one that is kept.
+func (s *Sandbox) Stop(ctx context.Context, grace time.Duration) error {
+	return s.keeper.stop(ctx, grace)
+}
+
+// Signal sends a signal, by its Linux number, to the first command's process
+// group.
+func (s *Sandbox) Signal(ctx context.Context, number int) error { return s.keeper.signal(ctx, number) }
+
+// Rename gives the sandbox another name; one that is taken is ErrNameTaken.
+func (s *Sandbox) Rename(ctx context.Context, name string) error { return s.keeper.rename(ctx, name) }
+
+// Background is a command that the sandbox's supervisor runs on its own account.
+// Its output goes to the sandbox's log, its input is empty.
+type Background struct {
+	Args []string          `json:"args"`
+	Dir  string            `json:"dir,omitempty"`
+	Env  map[string]string `json:"env,omitempty"`
+	User string            `json:"user,omitempty"`
+	Tty  bool              `json:"tty,omitempty"`
+	// Timeout, if not zero, ends it.
+	Timeout time.Duration `json:"timeout,omitempty"`
+}
+
+// Run starts a command in the background and returns when it runs. It goes on
+// when this process is gone, as long as the sandbox does.
+func (s *Sandbox) Run(ctx context.Context, c Background) error { return s.keeper.run(ctx, c) }
+
+// DialContext connects to a TCP port of the guest's loopback, for http.Transport
+// and its like: network is "tcp", address "localhost:8080". What listens on other
+// addresses of the guest only is not reached.
+func (s *Sandbox) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	port, err := guestPort(network, address)
+	if err == nil {
+		var conn net.Conn
+		if conn, err = s.keeper.dial(ctx, wire.PortForward+uint32(port)); err == nil {
+			return conn, nil
 		}
-		s.unwind.push(release)
+		err = s.keeper.explain(ctx, err)
 	}
-	if err := s.createScratch(ctx, home, dir); err != nil {
-		return err
-	}
-	clock.lap("disks")
+	return nil, &net.OpError{Op: "dial", Net: network, Addr: guestAddr(address), Err: err}
+}
 
-	backend := s.options.Backend
-	if backend == nil {
-		backend = qemu.New(qemu.Options{
-			Accel:    s.options.Accel,
-			CacheDir: home.Cache,
-			RunDir:   dir.Path(),
-			Logger:   s.options.Logger,
-			Boot: func(ctx context.Context, _ string) (qemu.BootFiles, error) {
-				clock.lap("host")
-				defer clock.lap("kernel")
-				return s.options.bootFiles(ctx, home)
-			},
-		})
+// guestAddr is an address as a user gave it.
+type guestAddr string
+
+func (guestAddr) Network() string  { return "tcp" }
+func (a guestAddr) String() string { return string(a) }
+
+func guestPort(network, address string) (uint16, error) {
+	switch network {
+	case "tcp", "tcp4", "tcp6":
+	default:
+		return 0, net.UnknownNetworkError(network)
 	}
-	made, err := backend.Create(ctx, vmConfig(dir, &s.config, img.Layers))
+	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return withHint(err)
+		return 0, err
 	}
-	var ok bool
-	if s.machine, ok = made.(guestMachine); !ok {
-		return errors.Join(fmt.Errorf("backend %s: %w: boot data and sessions", backend.Name(), errors.ErrUnsupported), made.Close(ctx))
+	if ip := net.ParseIP(host); host != "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return 0, fmt.Errorf("host %q: only the guest's localhost can be dialled", host)
 	}
-	s.unwind.push(s.endMachine)
-	clock.lap("machine")
-	if err := s.machine.Start(ctx); err != nil {
-		return err
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("port %q: want a number from 1 to 65535", port)
 	}
-	clock.lap("boot")
-	if err := s.machine.Boot(ctx, bootData(s.id, &s.config, &img.Config)); err != nil {
-		return err
-	}
-	clock.lap("set-up")
-	return nil
+	return uint16(n), nil
 }
 
-// bootFiles finds kernel and initramfs.
-func (o Options) bootFiles(ctx context.Context, home state.Home) (qemu.BootFiles, error) {
-	guest, err := o.guest(ctx)
-	if err != nil {
-		return qemu.BootFiles{}, err
-	}
-	report := newTasks(o.Progress)
-	defer report.end()
-	files, err := boot.Prepare(ctx, boot.Options{
-		Kernel:   o.Kernel,
-		CacheDir: home.Cache,
-		Guest:    guest,
-		GuestSum: o.GuestSum,
-		Logger:   o.Logger,
-		Progress: report.update,
-	})
-	if err != nil {
-		return qemu.BootFiles{}, err
-	}
-	return qemu.BootFiles{Kernel: files.Kernel, Initramfs: files.Initramfs, HZ: files.HZ}, nil
-}
-
-// scratchName is the file in a sandbox's folder that takes the writes to "/".
-const scratchName = "upper.ext4"
-
-func (s *Sandbox) createScratch(ctx context.Context, home state.Home, dir *state.Dir) error {
-	cache := home.Disks()
-	if err := hostfs.Private(cache); err != nil {
-		return err
-	}
-	return withHint(disk.CreateScratch(ctx, dir.Path(scratchName), s.config.DiskSize, cache))
-}
-
-// vmConfig says what machine the configuration asks for.
-func vmConfig(dir *state.Dir, c *api.Config, layers []image.Layer) *vm.VMConfig {
-	m := &vm.VMConfig{
-		ID:               dir.ID,
-		OverlayEnabled:   true,
-		OverlayUpperPath: dir.Path(scratchName),
-		CPUs:             c.CPUs,
-		MemoryMB:         int(c.Memory >> 20),
-		LogPath:          dir.Path("console.log"),
-		Hostname:         hostname(dir.ID, c),
-		Privileged:       c.Privileged,
-		NoNetwork:        true,
-	}
-	for _, l := range layers {
-		m.OverlayLowerPaths = append(m.OverlayLowerPaths, l.Path)
-		m.OverlayLowerFSTypes = append(m.OverlayLowerFSTypes, l.FSType)
-	}
-	for _, d := range c.Disks {
-		m.ExtraDisks = append(m.ExtraDisks, vm.DiskConfig{HostPath: d.File, GuestMount: d.Mount, ReadOnly: d.ReadOnly})
-	}
-	return m
-}
-
-// bootData says what makes this machine this sandbox.
-func bootData(id string, c *api.Config, img *image.Config) *api.BootData {
-	return &api.BootData{
-		Env:          environment(hostname(id, c), img.Env, c.Env),
-		Hosts:        c.Network.AddHosts,
-		Confinement:  c.Confinement(),
-		ReadOnlyRoot: c.ReadOnly,
-		Tmpfs:        c.Tmpfs,
-		ShmSize:      c.ShmSize,
-		Ulimits:      c.Ulimits,
-	}
-}
-
-func hostname(id string, c *api.Config) string {
-	if c.Hostname != "" {
-		return c.Hostname
-	}
-	return id
-}
-
-func writeConfig(path string, config *api.Config) error {
-	data, err := json.MarshalIndent(config, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(data, '\n'), 0o600)
-}
-
-// Close ends the sandbox and removes all that was made for it. What runs in it
-// is killed; disks of the user's are synced first. It may be called again.
-func (s *Sandbox) Close() error {
-	s.close.Do(func() {
-		clock := newStopwatch(s.options.Timing)
-		s.err = s.unwind.run()
-		clock.lap("close")
-	})
-	return s.err
-}
-
-// endMachine kills the machine, for what it wrote is thrown away. Where a disk
-// outlives it, it is asked to stop and so to sync.
-func (s *Sandbox) endMachine() error {
-	var err error
-	if slices.ContainsFunc(s.config.Disks, func(d api.Disk) bool { return !d.ReadOnly }) {
-		err = s.machine.Stop(context.Background()) // bounded by itself
-	}
-	return errors.Join(err, s.machine.Close(context.Background()))
-}
-
-// guestMachine is what a sandbox needs of a machine beyond vm.Machine: to be
-// told what makes it this sandbox, and all that one can do to a running command.
-type guestMachine interface {
-	vm.Machine
-	vm.Booter
-	Session(ctx context.Context, cmd agent.Command) (*machine.Session, error)
-}
-
-// unwind is a stack of undoings.
-type unwind []func() error
-
-// push takes what undoes something that has just been done.
-func (u *unwind) push(undo func() error) { *u = append(*u, undo) }
-
-// run undoes everything, last first. A fault does not stop it.
-func (u *unwind) run() error {
-	var errs []error
-	for _, undo := range slices.Backward(*u) {
-		errs = append(errs, undo())
-	}
-	*u = nil
-	return errors.Join(errs...)
-}
-
-// stopwatch tells how long phases take.
-type stopwatch struct {
-	report func(phase string, took time.Duration)
-	last   time.Time
-}
-
-func newStopwatch(report func(string, time.Duration)) *stopwatch {
-	return &stopwatch{report, time.Now()}
-}
-
-// lap ends a phase and begins the next.
-func (w *stopwatch) lap(phase string) {
-	now := time.Now()
-	w.report(phase, now.Sub(w.last))
-	w.last = now
-}
+// Close ends a sandbox that this process made and, unless it is kept, removes
+// all that was made for it. What runs in it is killed; disks that stay are synced
+// first. A sandbox that this process is attached to is only let go. It may be
+// called again.
+func (s *Sandbox) Close() error { return s.keeper.close() }

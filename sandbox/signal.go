@@ -10,6 +10,9 @@ import (
 
 // Signals by Linux's number, which the guest goes by whatever the host's are.
 const (
+	sigHUP  = 1
+	sigINT  = 2
+	sigQUIT = 3
 	sigKILL = 9
 	sigPIPE = 13
 	sigTERM = 15
@@ -25,7 +28,7 @@ var signals = []struct {
 	number int
 	host   syscall.Signal
 }{
-	{"HUP", 1, syscall.SIGHUP}, {"INT", 2, syscall.SIGINT}, {"QUIT", 3, syscall.SIGQUIT}, {"ILL", 4, syscall.SIGILL},
+	{"HUP", sigHUP, syscall.SIGHUP}, {"INT", sigINT, syscall.SIGINT}, {"QUIT", sigQUIT, syscall.SIGQUIT}, {"ILL", 4, syscall.SIGILL},
 	{"TRAP", 5, syscall.SIGTRAP}, {"ABRT", 6, syscall.SIGABRT}, {"BUS", 7, syscall.SIGBUS}, {"FPE", 8, syscall.SIGFPE},
 	{"KILL", sigKILL, syscall.SIGKILL}, {"USR1", 10, syscall.SIGUSR1}, {"SEGV", 11, syscall.SIGSEGV}, {"USR2", 12, syscall.SIGUSR2},
 	{"PIPE", sigPIPE, syscall.SIGPIPE}, {"ALRM", 14, syscall.SIGALRM}, {"TERM", sigTERM, syscall.SIGTERM}, {"CHLD", 17, syscall.SIGCHLD},

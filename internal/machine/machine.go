@@ -142,7 +142,7 @@ func (m *Machine) start(ctx context.Context) error {
 		return err // says why by itself
 	}
 	m.serving.Go(m.watch)
-	return m.explain(ctx, m.setUp(inner))
+	return m.Explain(ctx, m.setUp(inner))
 }
 
 // setUp waits for the guest to boot and makes it what the configuration says.
@@ -260,7 +260,7 @@ func ask[T any](ctx context.Context, m *Machine, call func(context.Context) (T, 
 	inner, leave := m.enter(ctx)
 	defer leave()
 	answer, err = call(inner)
-	return answer, m.explain(ctx, err)
+	return answer, m.Explain(ctx, err)
 }
 
 // tell is ask for a call that answers nothing.
@@ -306,9 +306,9 @@ var brokenConnection = []error{
 	io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, syscall.EPIPE, syscall.ECONNRESET, wire.ErrReset, wire.ErrStopped,
 }
 
-// explain puts the guest's end in the place of an error that came of it. ctx
+// Explain puts the guest's end in the place of an error that came of it. ctx
 // is the caller's: an error of its end stays as it is.
-func (m *Machine) explain(ctx context.Context, err error) error {
+func (m *Machine) Explain(ctx context.Context, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
@@ -415,46 +415,6 @@ func (m *Machine) ExecInteractive(ctx context.Context, command string, opts *api
 	})
 }
 
-// Session is a command that runs, for those who signal and resize it. Its Wait
-// must be called, once.
-type Session struct {
-	*agent.Session
-	machine *Machine
-	ctx     context.Context // the caller's
-	leave   func()
-}
-
-// Session starts a command and returns when it runs. ctx ends it, as it does for
-// Exec.
-func (m *Machine) Session(ctx context.Context, command agent.Command) (*Session, error) {
-	if m.life.Err() != nil || !m.running.Load() {
-		return nil, m.notRunning()
-	}
-	inner, leave := m.enter(ctx)
-	if err := m.beginExec(inner); err != nil {
-		leave()
-		return nil, m.explain(ctx, err)
-	}
-	session, err := m.client.Start(inner, command)
-	if err != nil {
-		m.execs.Add(-1)
-		leave()
-		return nil, m.explain(ctx, err)
-	}
-	return &Session{session, m, ctx, leave}, nil
-}
-
-// Wait returns how the command ended, when its output has been written.
-func (s *Session) Wait() (agent.Exit, error) {
-	exit, err := s.Session.Wait()
-	s.machine.execs.Add(-1)
-	s.leave()
-	if exit != (agent.Exit{}) {
-		return exit, err // of the caller's writers, if any
-	}
-	return exit, s.machine.explain(s.ctx, err)
-}
-
 // WriteFile implements vm.Machine.
 func (m *Machine) WriteFile(ctx context.Context, path string, content []byte, mode uint32) error {
 	return tell(ctx, m, func(ctx context.Context) error { return m.client.WriteFile(ctx, path, content, mode) })
@@ -470,14 +430,52 @@ func (m *Machine) ListFiles(ctx context.Context, path string) ([]api.FileInfo, e
 	return ask(ctx, m, func(ctx context.Context) ([]api.FileInfo, error) { return m.client.ListFiles(ctx, path) })
 }
 
-// Upload writes a file of any size, as WriteFile does.
-func (m *Machine) Upload(ctx context.Context, path string, mode uint32, content io.Reader) error {
-	return tell(ctx, m, func(ctx context.Context) error { return m.client.Upload(ctx, path, mode, content) })
+// Dial opens a stream to the agent, for those who ask it by a client of their
+// own, or to a user's port. As long as one to the agent is open, user code counts
+// as running. Explain says what its errors mean.
+func (m *Machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	if port != wire.PortAgent {
+		if port < firstUserPort {
+			return nil, reservedPort(port)
+		}
+		return ask(ctx, m, func(ctx context.Context) (net.Conn, error) { return m.hv.DialVsock(ctx, port) })
+	}
+	return ask(ctx, m, func(ctx context.Context) (net.Conn, error) {
+		if err := m.beginExec(ctx); err != nil {
+			return nil, err
+		}
+		conn, err := m.hv.DialVsock(ctx, port)
+		if err != nil {
+			m.execs.Add(-1)
+			return nil, err
+		}
+		return &agentConn{Conn: conn, over: sync.OnceFunc(func() { m.execs.Add(-1) })}, nil
+	})
 }
 
-// Download reads a regular file of any size.
-func (m *Machine) Download(ctx context.Context, path string, content io.Writer) (api.FileInfo, error) {
-	return ask(ctx, m, func(ctx context.Context) (api.FileInfo, error) { return m.client.Download(ctx, path, content) })
+// agentConn is a stream to the agent that is counted while it is open.
+type agentConn struct {
+	net.Conn
+	over func()
+}
+
+func (c *agentConn) Close() error {
+	c.over()
+	return c.Conn.Close()
+}
+
+// Reset is for wire.Reset.
+func (c *agentConn) Reset() {
+	c.over()
+	wire.Reset(c.Conn)
+}
+
+// CloseWrite is for wire.Join.
+func (c *agentConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return c.Close()
 }
 
 // PID implements vm.Machine.

@@ -31,15 +31,19 @@ const firstUserPort = 1024
 // DialVsock implements vm.VsockDialer.
 func (m *Machine) DialVsock(port uint32) (net.Conn, error) {
 	if port < firstUserPort {
-		return nil, fmt.Errorf("vsock port %d: reserved; a program on the guest's TCP port N is at %d+N", port, wire.PortForward)
+		return nil, reservedPort(port)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
 	defer cancel()
-	conn, err := ask(ctx, m, func(ctx context.Context) (net.Conn, error) { return m.hv.DialVsock(ctx, port) })
+	conn, err := m.Dial(ctx, port)
 	if err != nil {
 		return nil, fmt.Errorf("vsock port %d: %w", port, err)
 	}
 	return conn, nil
+}
+
+func reservedPort(port uint32) error {
+	return fmt.Errorf("vsock port %d: reserved; a program on the guest's TCP port N is at %d+N", port, wire.PortForward)
 }
 
 // VsockFD implements vm.Machine.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/matchlock/matchlock/internal/agent"
 	"github.com/matchlock/matchlock/internal/machine"
 )
 
@@ -24,9 +25,9 @@ func TestVMFiles(t *testing.T) {
 	rand.NewChaCha8([32]byte{2}).Read(content)
 	want := sha256.Sum256(content)
 
-	streams := m.(*machine.Machine)
+	files := agent.NewClient(m.(*machine.Machine).Dial)
 	began := time.Now()
-	if err := streams.Upload(ctx, "/made/on/the/way/file", 0o640, bytes.NewReader(content)); err != nil {
+	if err := files.Upload(ctx, "/made/on/the/way/file", 0o640, bytes.NewReader(content)); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("in:  %v", time.Since(began))
@@ -35,7 +36,7 @@ func TestVMFiles(t *testing.T) {
 	}
 	out := sha256.New()
 	began = time.Now()
-	info, err := streams.Download(ctx, "/made/on/the/way/file", out)
+	info, err := files.Download(ctx, "/made/on/the/way/file", out)
 	if err != nil {
 		t.Fatal(err)
 	}

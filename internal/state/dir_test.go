@@ -11,11 +11,13 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/matchlock/matchlock/api"
 )
 
-func TestCreateAndClose(t *testing.T) {
+func TestCreateAndRemove(t *testing.T) {
 	sandboxes := filepath.Join(t.TempDir(), "sandboxes")
-	d, err := Create(sandboxes)
+	d, err := Create(t.Context(), sandboxes, Record{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,17 +38,17 @@ func TestCreateAndClose(t *testing.T) {
 		t.Error("a held folder counts as dead")
 	}
 	for range 2 {
-		if err := d.Close(); err != nil {
-			t.Errorf("Close = %v", err)
+		if err := d.Remove(); err != nil {
+			t.Errorf("Remove = %v", err)
 		}
 	}
 	if _, err := os.Stat(d.Path()); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("after Close the folder is there: %v", err)
+		t.Errorf("after Remove the folder is there: %v", err)
 	}
 }
 
 func TestSweepOfNothing(t *testing.T) {
-	if err := Sweep(filepath.Join(t.TempDir(), "none")); err != nil {
+	if _, err := Sweep(t.Context(), filepath.Join(t.TempDir(), "none")); err != nil {
 		t.Errorf("Sweep where no sandbox has ever been = %v", err)
 	}
 }
@@ -56,11 +58,11 @@ func TestSweepOfNothing(t *testing.T) {
 func TestSweep(t *testing.T) {
 	sandboxes := t.TempDir()
 	chmod(t, sandboxes, 0o700)
-	living, err := Create(sandboxes)
+	living, err := Create(t.Context(), sandboxes, Record{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer living.Close()
+	defer living.Remove()
 	for _, path := range []string{
 		"killedbefore",                  // between mkdir and the lock
 		"killedafter1/lock",             // in its life
@@ -80,7 +82,7 @@ func TestSweep(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := Sweep(sandboxes); err != nil {
+	if _, err := Sweep(t.Context(), sandboxes); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := names(t, sandboxes), []string{living.ID, gateName}; !sameNames(got, want) {
@@ -88,18 +90,15 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// TestSweepAfterKill has a process of its own create a sandbox and be killed.
-func TestSweepAfterKill(t *testing.T) {
-	if dir := os.Getenv("STATE_TEST_CREATE"); dir != "" {
-		if _, err := Create(dir); err != nil {
-			t.Fatal(err)
-		}
-		fmt.Println("created")
-		select {}
-	}
-	sandboxes := filepath.Join(t.TempDir(), "sandboxes")
+// killedSandbox has a process of its own create a sandbox, which is to stay or
+// not, and be killed. alive is called before that.
+func killedSandbox(t *testing.T, sandboxes string, keep bool, alive func()) {
+	t.Helper()
 	child := exec.Command(os.Args[0], "-test.run=^TestSweepAfterKill$")
 	child.Env = append(os.Environ(), "STATE_TEST_CREATE="+sandboxes)
+	if keep {
+		child.Env = append(child.Env, "STATE_TEST_KEEP=1")
+	}
 	out, err := child.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -110,22 +109,72 @@ func TestSweepAfterKill(t *testing.T) {
 	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := Sweep(sandboxes); err != nil {
-		t.Fatal(err)
-	}
-	if got := names(t, sandboxes); len(got) != 2 {
-		t.Errorf("with its supervisor alive Sweep left %q, want a sandbox and the gate", got)
-	}
+	alive()
 	if err := child.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	child.Wait() // "signal: killed" is what was asked for
-	if err := Sweep(sandboxes); err != nil {
+}
+
+func sweep(t *testing.T, sandboxes string) {
+	t.Helper()
+	if _, err := Sweep(t.Context(), sandboxes); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestSweepAfterKill has a supervisor be killed whose sandbox was to go with it,
+// and one whose sandbox was not.
+func TestSweepAfterKill(t *testing.T) {
+	if dir := os.Getenv("STATE_TEST_CREATE"); dir != "" {
+		r := Record{Info: api.Info{Name: "killed", Status: api.StatusRunning, AutoRemove: os.Getenv("STATE_TEST_KEEP") == ""}}
+		if _, err := Create(t.Context(), dir, r); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println("created")
+		select {}
+	}
+	sandboxes := filepath.Join(t.TempDir(), "sandboxes")
+	killedSandbox(t, sandboxes, false, func() {
+		sweep(t, sandboxes)
+		if e := lookup(t, sandboxes, "killed"); e.Status != api.StatusRunning {
+			t.Errorf("with its supervisor alive it is %s", e.Status)
+		}
+	})
+	sweep(t, sandboxes)
 	if got, want := names(t, sandboxes), []string{gateName}; !sameNames(got, want) {
 		t.Errorf("after its supervisor was killed Sweep left %q, want %q", got, want)
 	}
+
+	killedSandbox(t, sandboxes, true, func() {})
+	sweep(t, sandboxes)
+	e := lookup(t, sandboxes, "killed")
+	if e.Status != api.StatusDead {
+		t.Errorf("a sandbox whose supervisor was killed is %s", e.Status)
+	}
+	d, err := Open(t.Context(), e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Update(func(r *Record) { r.Status = api.StatusStopped }); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	sweep(t, sandboxes)
+	if e := lookup(t, sandboxes, "killed"); e.Status != api.StatusStopped {
+		t.Errorf("after its end was recorded it is %s", e.Status)
+	}
+}
+
+func lookup(t *testing.T, sandboxes, ref string) Entry {
+	t.Helper()
+	e, err := Lookup(sandboxes, ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
 }
 
 // TestSweepWhileCreating has sweeps and creations go on at once: no sweep may
@@ -136,10 +185,10 @@ func TestSweepWhileCreating(t *testing.T) {
 	for range 8 {
 		all.Go(func() {
 			for range 20 {
-				if err := Sweep(sandboxes); err != nil {
+				if _, err := Sweep(t.Context(), sandboxes); err != nil {
 					t.Error(err)
 				}
-				d, err := Create(sandboxes)
+				d, err := Create(t.Context(), sandboxes, Record{})
 				if err != nil {
 					t.Error(err)
 					return
@@ -147,7 +196,7 @@ func TestSweepWhileCreating(t *testing.T) {
 				if err := os.WriteFile(d.Path("file"), nil, 0o600); err != nil {
 					t.Errorf("the folder of a living sandbox: %v", err)
 				}
-				if err := d.Close(); err != nil {
+				if err := d.Remove(); err != nil {
 					t.Error(err)
 				}
 			}

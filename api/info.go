@@ -1,0 +1,51 @@
+package api
+
+import "time"
+
+// Status is where a sandbox is in its life.
+type Status string
+
+// The statuses.
+const (
+	StatusStarting Status = "starting" // its machine is being made
+	StatusRunning  Status = "running"
+	StatusStopping Status = "stopping" // it has been asked to end
+	StatusStopped  Status = "stopped"  // it has ended, and can be started again
+	StatusDead     Status = "dead"     // its supervisor was killed; can be started again
+)
+
+// Alive tells whether a supervisor looks after the sandbox.
+func (s Status) Alive() bool {
+	return s == StatusStarting || s == StatusRunning || s == StatusStopping
+}
+
+// Info is what is known of a sandbox: by its supervisor, and by everybody from
+// its folder. Times that have not come yet are zero.
+type Info struct {
+	ID     string `json:"id"`   // 12 characters of [a-z0-9]
+	Name   string `json:"name"` // unique among the sandboxes that exist
+	Status Status `json:"status"`
+
+	Image       string            `json:"image"` // as it was asked for
+	ImageDigest string            `json:"image_digest,omitempty"`
+	Command     []string          `json:"command"` // the first one; empty: none, it idles
+	Labels      map[string]string `json:"labels,omitempty"`
+
+	Created  time.Time `json:"created"`
+	Started  time.Time `json:"started,omitzero"`  // when it was last ready for commands
+	Finished time.Time `json:"finished,omitzero"` // when it last ended
+
+	// ExitCode is the first command's status once it has ended: its own, 128+N
+	// after death by signal N, 124 when its time ran out, 125 when it is not known.
+	ExitCode *int `json:"exit_code,omitempty"`
+	// Error says why it could not be started or ended without being asked to.
+	Error string `json:"error,omitempty"`
+
+	AutoRemove bool `json:"auto_remove"` // is removed when it ends
+	Stdin      bool `json:"stdin"`       // the first command has an input
+	Tty        bool `json:"tty"`         // and a terminal
+
+	// PID is the supervisor's process id, for people to look at; that it is there
+	// does not say that the sandbox runs.
+	PID int `json:"pid,omitempty"`
+}

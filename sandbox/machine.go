@@ -1,0 +1,100 @@
+package sandbox
+
+import (
+	"context"
+	"net"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/boot"
+	"github.com/matchlock/matchlock/internal/disk"
+	"github.com/matchlock/matchlock/internal/hostfs"
+	"github.com/matchlock/matchlock/internal/image"
+	"github.com/matchlock/matchlock/internal/qemu"
+	"github.com/matchlock/matchlock/internal/state"
+	"github.com/matchlock/matchlock/vm"
+)
+
+// guestMachine is what a sandbox needs of a machine beyond vm.Machine: to be
+// told what makes it this sandbox, and streams to its agent.
+type guestMachine interface {
+	vm.Machine
+	vm.Booter
+	Dial(ctx context.Context, port uint32) (net.Conn, error)
+	Explain(ctx context.Context, err error) error
+}
+
+// bootFiles finds kernel and initramfs.
+func (o Options) bootFiles(ctx context.Context, home state.Home) (qemu.BootFiles, error) {
+	guest, err := o.guest(ctx)
+	if err != nil {
+		return qemu.BootFiles{}, err
+	}
+	report := newTasks(o.Progress)
+	defer report.end()
+	files, err := boot.Prepare(ctx, boot.Options{
+		Kernel:   o.Kernel,
+		CacheDir: home.Cache,
+		Guest:    guest,
+		GuestSum: o.GuestSum,
+		Logger:   o.Logger,
+		Progress: report.update,
+	})
+	if err != nil {
+		return qemu.BootFiles{}, err
+	}
+	return qemu.BootFiles{Kernel: files.Kernel, Initramfs: files.Initramfs, HZ: files.HZ}, nil
+}
+
+// scratchName is the file in a sandbox's folder that takes the writes to "/".
+const scratchName = "upper.ext4"
+
+func createScratch(ctx context.Context, home state.Home, dir *state.Dir, size int64) error {
+	cache := home.Disks()
+	if err := hostfs.Private(cache); err != nil {
+		return err
+	}
+	return withHint(disk.CreateScratch(ctx, dir.Path(scratchName), size, cache))
+}
+
+// vmConfig says what machine the configuration asks for.
+func vmConfig(dir *state.Dir, c *api.Config, layers []image.Layer) *vm.VMConfig {
+	m := &vm.VMConfig{
+		ID:               dir.ID,
+		OverlayEnabled:   true,
+		OverlayUpperPath: dir.Path(scratchName),
+		CPUs:             c.CPUs,
+		MemoryMB:         int(c.Memory >> 20),
+		LogPath:          dir.Path(consoleName),
+		Hostname:         hostname(dir.ID, c),
+		Privileged:       c.Privileged,
+		NoNetwork:        true,
+	}
+	for _, l := range layers {
+		m.OverlayLowerPaths = append(m.OverlayLowerPaths, l.Path)
+		m.OverlayLowerFSTypes = append(m.OverlayLowerFSTypes, l.FSType)
+	}
+	for _, d := range c.Disks {
+		m.ExtraDisks = append(m.ExtraDisks, vm.DiskConfig{HostPath: d.File, GuestMount: d.Mount, ReadOnly: d.ReadOnly})
+	}
+	return m
+}
+
+// bootData says what makes this machine this sandbox.
+func bootData(id string, c *api.Config, img *image.Config) *api.BootData {
+	return &api.BootData{
+		Env:          environment(hostname(id, c), img.Env, c.Env),
+		Hosts:        c.Network.AddHosts,
+		Confinement:  c.Confinement(),
+		ReadOnlyRoot: c.ReadOnly,
+		Tmpfs:        c.Tmpfs,
+		ShmSize:      c.ShmSize,
+		Ulimits:      c.Ulimits,
+	}
+}
+
+func hostname(id string, c *api.Config) string {
+	if c.Hostname != "" {
+		return c.Hostname
+	}
+	return id
+}

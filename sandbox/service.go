@@ -1,0 +1,255 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"time"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/agent"
+	"github.com/matchlock/matchlock/internal/control"
+	"github.com/matchlock/matchlock/internal/logs"
+	"github.com/matchlock/matchlock/internal/wire"
+)
+
+// Methods of the control socket. service answers them, remote calls them.
+const (
+	methodDescribe = "describe" // → description
+	methodWait     = "wait"     // → api.Info, when it has ended
+	methodStop     = "stop"     // stopParams, when it has ended
+	methodEnd      = "end"      // endParams, at once
+	methodSignal   = "signal"   // signalParams
+	methodRename   = "rename"   // renameParams
+	methodRun      = "run"      // Background
+
+	// These go on as streams.
+	methodDial   = "dial"   // dialParams: a control.Conn to a port of the guest
+	methodAttach = "attach" // → attached: an attachment to the first command
+	methodLogs   = "logs"   // logsParams: an attachment to a log
+)
+
+type description struct {
+	Info       api.Info `json:"info"`
+	Process    process  `json:"process"`
+	MachinePID int      `json:"machine_pid"` // the hypervisor's
+}
+
+type stopParams struct {
+	Grace time.Duration `json:"grace"` // nanoseconds
+}
+
+type endParams struct {
+	Remove bool `json:"remove"` // the folder too
+}
+
+type signalParams struct {
+	Number int `json:"number"` // Linux's
+}
+
+type renameParams struct {
+	Name string `json:"name"`
+}
+
+type dialParams struct {
+	Port uint32 `json:"port"`
+}
+
+type attachParams struct {
+	Past bool `json:"past"` // what the command has said so far as well
+}
+
+type attached struct {
+	Stdin bool `json:"stdin"` // input is typed
+	Tty   bool `json:"tty"`
+}
+
+type logsParams struct {
+	Console bool      `json:"console"`
+	Since   time.Time `json:"since,omitzero"`
+	Tail    int       `json:"tail"`
+}
+
+// codes are what errors that callers branch on are called on the socket.
+var codes = map[string]error{
+	"name_taken":        ErrNameTaken,
+	"no_command":        ErrNoCommand,
+	"not_running":       ErrNotRunning,
+	"timeout":           ErrTimeout,
+	"not_exist":         fs.ErrNotExist,
+	"command_not_found": agent.ErrCommandNotFound,
+	"not_executable":    agent.ErrNotExecutable,
+	"unknown_user":      agent.ErrUnknownUser,
+}
+
+func codeOf(err error) string {
+	for code, sentinel := range codes {
+		if errors.Is(err, sentinel) {
+			return code
+		}
+	}
+	return ""
+}
+
+// serve opens the control socket.
+func (s *supervisor) serve() error {
+	server, err := control.Serve(s.dir.Path(), s.id, control.Methods{
+		Calls: map[string]control.Method{
+			methodDescribe: func(context.Context, *control.Call) (any, error) {
+				d := description{Info: s.dir.Record().Info, Process: s.proc}
+				if m := s.guest(); m != nil {
+					d.MachinePID = m.PID()
+				}
+				return d, nil
+			},
+			methodWait: func(ctx context.Context, _ *control.Call) (any, error) { return s.wait(ctx) },
+			methodStop: withParams(func(ctx context.Context, p stopParams) error { return s.stop(ctx, p.Grace) }),
+			methodEnd: withParams(func(ctx context.Context, p endParams) error {
+				s.mu.Lock()
+				s.remove = s.remove || p.Remove
+				s.mu.Unlock()
+				go s.close() // waits for this call
+				_, err := s.wait(ctx)
+				return err
+			}),
+			methodSignal: withParams(func(ctx context.Context, p signalParams) error { return s.signal(ctx, p.Number) }),
+			methodRename: withParams(func(ctx context.Context, p renameParams) error { return s.rename(ctx, p.Name) }),
+			methodRun:    withParams(s.run),
+		},
+		Streams: map[string]control.Method{
+			methodDial:   s.serveDial,
+			methodAttach: s.serveAttach,
+			methodLogs:   s.serveLogs,
+		},
+	}, codeOf)
+	if err != nil {
+		return err
+	}
+	s.unwind.push(func() error { return server.Close(lastWords) })
+	return nil
+}
+
+// withParams makes a method of a function that returns nothing.
+func withParams[P any](do func(context.Context, P) error) control.Method {
+	return func(ctx context.Context, c *control.Call) (any, error) {
+		var p P
+		if err := c.Params(&p); err != nil {
+			return nil, err
+		}
+		return nil, do(ctx, p)
+	}
+}
+
+func (s *supervisor) serveDial(ctx context.Context, c *control.Call) (any, error) {
+	var p dialParams
+	if err := c.Params(&p); err != nil {
+		return nil, err
+	}
+	guest, err := s.dial(ctx, p.Port)
+	if err != nil {
+		return nil, s.explain(ctx, err)
+	}
+	defer guest.Close()
+	client, err := c.AcceptConn(nil)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	defer context.AfterFunc(ctx, client.Reset)()
+	wire.Join(client, guest)
+	return nil, nil
+}
+
+func (s *supervisor) serveAttach(ctx context.Context, c *control.Call) (any, error) {
+	var p attachParams
+	if err := c.Params(&p); err != nil {
+		return nil, err
+	}
+	m := s.first()
+	if m == nil {
+		return nil, noFirstCommand(s.proc.Argv)
+	}
+	query := logs.Query{
+		From:    s.output.Position(),
+		Streams: []string{stdoutStream, stderrStream, logs.Own},
+		Follow:  followUntil(m.over, s.output.News()),
+	}
+	if p.Past {
+		query.From = m.begun
+	}
+	return nil, s.show(ctx, c, outputName, query, attached{Stdin: m.input != nil, Tty: m.tty}, m)
+}
+
+// show sends what a query finds in a log. Of a command, it also obeys the
+// client, and tells how it ended.
+func (s *supervisor) show(ctx context.Context, c *control.Call, log string, query logs.Query, result any, m *firstCommand) error {
+	source, err := c.Attach(result)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { source.Close() })() // wakes a Record that a client holds up
+	var controls control.Controls
+	if m != nil {
+		controls.Signal = func(number int) { m.session.Signal(number) } // fails only when the command has ended
+		controls.Resize = func(rows, cols uint16) { m.session.Resize(rows, cols) }
+		if m.input != nil {
+			controls.Input = func(p []byte) error { _, err := m.input.Write(p); return err }
+		}
+	}
+	go func() {
+		defer cancel() // the client has gone
+		source.Obey(controls)
+	}()
+	err = logs.Read(ctx, s.dir.Path(log), query, source.Record)
+	switch {
+	case err != nil:
+		return source.Fail(err.Error())
+	case m != nil:
+		return source.Exit(m.exit)
+	}
+	return source.Over()
+}
+
+// followUntil makes the end of over the end of what news tells of.
+func followUntil(over context.Context, news func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		inner, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(over, cancel)()
+		err := news(inner)
+		if err != nil && ctx.Err() == nil && over.Err() != nil {
+			return io.EOF
+		}
+		return err
+	}
+}
+
+func (s *supervisor) serveLogs(ctx context.Context, c *control.Call) (any, error) {
+	var p logsParams
+	if err := c.Params(&p); err != nil {
+		return nil, err
+	}
+	query := logs.Query{Since: p.Since, Tail: p.Tail}
+	if p.Console {
+		query.Follow = followUntil(s.over, everySoOften)
+		return nil, s.show(ctx, c, consoleName, query, nil, nil)
+	}
+	query.Follow = s.output.News()
+	return nil, s.show(ctx, c, outputName, query, nil, nil)
+}
+
+// everySoOften is the news of a log that another package writes. Somebody looks
+// at it, or nobody asks.
+func everySoOften(ctx context.Context) error {
+	select {
+	case <-time.After(consolePause):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+const consolePause = 200 * time.Millisecond

@@ -1,0 +1,586 @@
+package sandbox
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/agent"
+	"github.com/matchlock/matchlock/internal/control"
+	"github.com/matchlock/matchlock/internal/hostfs"
+	"github.com/matchlock/matchlock/internal/logs"
+	"github.com/matchlock/matchlock/internal/qemu"
+	"github.com/matchlock/matchlock/internal/state"
+)
+
+// Files in a sandbox's folder, beside those of package state and the socket of
+// package control.
+const (
+	configName  = "config.json"
+	outputName  = "output.log"
+	consoleName = "console.log"
+)
+
+// Streams of the output log, beside logs.Own, which is the supervisor's.
+const (
+	stdoutStream     = "stdout"
+	stderrStream     = "stderr"
+	backgroundStream = "exec"
+)
+
+// supervisor is the keeper in the process that looks after a sandbox: it owns
+// all that the sandbox has, and serves the control socket. It is the same in the
+// foreground, in a process of its own and in somebody's Go program.
+type supervisor struct {
+	id      string
+	options Options
+	config  api.Config
+	proc    process
+	log     *slog.Logger
+
+	dir     *state.Dir
+	output  *logs.Writer
+	machine guestMachine
+	client  *agent.Client
+
+	life context.Context // of what it starts; its cause says why it ends
+	end  context.CancelCauseFunc
+	over context.Context // ends when the sandbox has ended and its record says so
+	done context.CancelFunc
+
+	starting sync.Mutex // held by start, so that close undoes all of it
+	closing  sync.Once
+	unwind   unwind
+	err      error // of close
+
+	mu      sync.Mutex
+	fresh   bool   // start made the folder
+	ready   bool   // start succeeded
+	remove  bool   // the folder goes, whatever was said before
+	failure string // why it did not start, or ended unasked
+	main    *firstCommand
+}
+
+// errStopped is why what runs ends when somebody stops the sandbox.
+var errStopped = errors.New("the sandbox was stopped")
+
+func newSupervisor(o Options, config api.Config) *supervisor {
+	s := &supervisor{options: o.withDefaults(), config: config, log: o.Logger}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler) // until there is a log
+	}
+	s.client = agent.NewClient(s.dial)
+	s.life, s.end = context.WithCancelCause(context.Background())
+	s.over, s.done = context.WithCancel(context.Background())
+	return s
+}
+
+// start does what New and Start promise; dir is that of the sandbox to start
+// again, nil for a new one. What it acquired close undoes, whether or not it
+// succeeds.
+func (s *supervisor) start(ctx context.Context, dir *state.Dir) error {
+	s.starting.Lock()
+	defer s.starting.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.life, func() { cancel(context.Cause(s.life)) })()
+	err := s.assemble(ctx, dir)
+	if err != nil && s.life.Err() != nil {
+		err = context.Cause(s.life)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.failure = err.Error()
+		return err
+	}
+	s.ready = true
+	return s.dir.Update(func(r *state.Record) { r.Status, r.Started = api.StatusRunning, time.Now() })
+}
+
+// assemble acquires what a sandbox needs, step by step.
+func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
+	clock := newStopwatch(s.options.Timing)
+	if dir != nil {
+		s.take(dir)
+		if _, err := tidy(dir); err != nil {
+			return fmt.Errorf("sandbox folder: %w", err)
+		}
+	}
+	home, err := s.options.home()
+	if err != nil {
+		return err
+	}
+	if _, err := state.Sweep(ctx, home.Sandboxes()); err != nil {
+		s.log.Warn("sweeping up after dead sandboxes", "error", err)
+	}
+	clock.lap("prepare")
+
+	wanted := s.config
+	if dir != nil {
+		wanted.Image, wanted.Pull = dir.Record().ImageDigest, api.PullNever // its layers are what its disk goes with
+	}
+	img, err := s.options.image(ctx, home, &wanted)
+	if err != nil {
+		return err
+	}
+	// Until then the folder, which names the image, goes on needing it.
+	s.unwind = append(unwind{img.Release}, s.unwind...)
+	s.proc = processOf(&s.config, &img.Config)
+	if s.options.NeedCommand && len(s.proc.Argv) == 0 {
+		return noCommand(s.config.Image)
+	}
+	clock.lap("image")
+
+	if dir == nil {
+		if err := s.createFolder(ctx, home, img.Digest); err != nil {
+			return fmt.Errorf("sandbox folder: %w", err)
+		}
+	}
+	if err := s.serve(); err != nil {
+		return err
+	}
+	if err := s.openLog(); err != nil {
+		return err
+	}
+	s.unwind.push(s.recordEnd)
+	for _, d := range s.config.Disks {
+		release, err := lockDisk(d)
+		if err != nil {
+			return err
+		}
+		s.unwind.push(release)
+	}
+	if dir == nil {
+		if err := createScratch(ctx, home, s.dir, s.config.DiskSize); err != nil {
+			return err
+		}
+	}
+	clock.lap("disks")
+
+	backend := s.options.Backend
+	if backend == nil {
+		backend = qemu.New(qemu.Options{
+			Accel:    s.options.Accel,
+			CacheDir: home.Cache,
+			RunDir:   s.dir.Path(),
+			Logger:   s.log,
+			Boot: func(ctx context.Context, _ string) (qemu.BootFiles, error) {
+				clock.lap("host")
+				defer clock.lap("kernel")
+				return s.options.bootFiles(ctx, home)
+			},
+		})
+	}
+	made, err := backend.Create(ctx, vmConfig(s.dir, &s.config, img.Layers))
+	if err != nil {
+		return withHint(err)
+	}
+	machine, ok := made.(guestMachine)
+	if !ok {
+		return errors.Join(fmt.Errorf("backend %s: %w: boot data and streams", backend.Name(), errors.ErrUnsupported), made.Close(ctx))
+	}
+	s.mu.Lock()
+	s.machine = machine
+	s.mu.Unlock()
+	s.unwind.push(s.endMachine)
+	clock.lap("machine")
+	if err := machine.Start(ctx); err != nil {
+		return err
+	}
+	go s.watch()
+	clock.lap("boot")
+	if err := machine.Boot(ctx, bootData(s.id, &s.config, &img.Config)); err != nil {
+		return err
+	}
+	clock.lap("set-up")
+	return nil
+}
+
+// take makes dir the sandbox's folder.
+func (s *supervisor) take(dir *state.Dir) {
+	s.dir, s.id = dir, dir.ID
+	s.unwind.push(s.leave)
+	// A full disk shows with the first file that matters.
+	_ = dir.Update(func(r *state.Record) {
+		r.Status, r.PID, r.ExitCode, r.Error = api.StatusStarting, os.Getpid(), nil, ""
+	})
+}
+
+// createFolder makes the folder of a new sandbox.
+func (s *supervisor) createFolder(ctx context.Context, home state.Home, digest string) error {
+	dir, err := state.Create(ctx, home.Sandboxes(), state.Record{
+		Accel: s.options.Accel,
+		Info: api.Info{
+			Name: s.options.Name, Status: api.StatusStarting, PID: os.Getpid(),
+			Image: s.config.Image, ImageDigest: digest, Command: s.proc.Argv, Labels: s.config.Labels,
+			Created: time.Now(), AutoRemove: !s.options.Keep,
+		},
+	})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.fresh = true
+	s.mu.Unlock()
+	s.take(dir)
+	return hostfs.WriteRecord(dir.Path(configName), &s.config)
+}
+
+// openLog opens the log of the commands' output.
+func (s *supervisor) openLog() (err error) {
+	s.output, err = logs.Open(s.dir.Path(outputName), logs.Options{
+		OnError: func(err error) { s.log.Warn("output is not logged", "error", err) },
+	})
+	if err != nil {
+		return fmt.Errorf("log: %w", err)
+	}
+	s.unwind.push(s.output.Close)
+	if s.options.Logger == nil {
+		s.log = slog.New(slog.NewTextHandler(s.output.Stream(logs.Own), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	}
+	return nil
+}
+
+// watch ends the sandbox when its guest has ended.
+func (s *supervisor) watch() {
+	err := s.machine.Wait(context.Background())
+	if s.life.Err() == nil { // nobody asked for it
+		s.mu.Lock()
+		s.failure = "the guest powered off"
+		if err != nil {
+			s.failure = err.Error()
+		}
+		s.mu.Unlock()
+	}
+	s.close() // whoever made the sandbox gets the error too
+}
+
+// lastWords is how long those who are attached may take for the end of what
+// there is to read.
+const lastWords = 5 * time.Second
+
+// close ends the sandbox and undoes all that start did.
+func (s *supervisor) close() error {
+	s.closing.Do(func() {
+		s.end(errStopped)
+		s.starting.Lock()
+		defer s.starting.Unlock()
+		clock := newStopwatch(s.options.Timing)
+		s.err = s.unwind.run()
+		s.done() // of a sandbox that never had a record
+		clock.lap("close")
+	})
+	return s.err
+}
+
+// endMachine ends the machine: where a disk outlives it, it is asked to stop and
+// so to sync, else it is killed.
+func (s *supervisor) endMachine() error {
+	var err error
+	if !s.goes() || slices.ContainsFunc(s.config.Disks, func(d api.Disk) bool { return !d.ReadOnly }) {
+		err = s.machine.Stop(context.Background()) // bounded by itself
+	}
+	return errors.Join(err, s.machine.Close(context.Background()))
+}
+
+// goes tells whether the folder goes with the sandbox.
+func (s *supervisor) goes() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.remove || s.fresh && !s.ready || s.dir.Record().AutoRemove
+}
+
+// recordEnd writes down how the sandbox has ended.
+func (s *supervisor) recordEnd() error {
+	defer s.done()
+	// The first command's end is known a moment after the machine's.
+	if m := s.first(); m != nil {
+		select {
+		case <-m.over.Done():
+		case <-time.After(time.Second):
+		}
+	}
+	s.mu.Lock()
+	failure, main := s.failure, s.main
+	s.mu.Unlock()
+	return s.dir.Update(func(r *state.Record) {
+		r.Status, r.Finished, r.PID, r.Error = api.StatusStopped, time.Now(), 0, failure
+		if main != nil && main.over.Err() != nil {
+			r.ExitCode = &main.exit.Code
+			if r.Error == "" {
+				r.Error = main.failure
+			}
+		} else if failure != "" {
+			r.ExitCode = new(statusUnknown)
+		}
+	})
+}
+
+// leave gives the folder back.
+func (s *supervisor) leave() error {
+	if s.goes() {
+		return s.dir.Remove()
+	}
+	return s.dir.Close()
+}
+
+func (s *supervisor) process() *process { return &s.proc }
+
+func (s *supervisor) dial(ctx context.Context, port uint32) (net.Conn, error) {
+	m := s.guest()
+	if m == nil {
+		return nil, ErrNotRunning
+	}
+	return m.Dial(ctx, port)
+}
+
+func (s *supervisor) guest() guestMachine {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.machine
+}
+
+func (s *supervisor) explain(ctx context.Context, err error) error {
+	if m := s.guest(); m != nil {
+		return m.Explain(ctx, err)
+	}
+	return err
+}
+
+func (s *supervisor) info(context.Context) (api.Info, error) { return s.dir.Record().Info, nil }
+
+func (s *supervisor) wait(ctx context.Context) (api.Info, error) {
+	select {
+	case <-s.over.Done():
+		return s.info(ctx)
+	case <-ctx.Done():
+		return api.Info{}, context.Cause(ctx)
+	}
+}
+
+func (s *supervisor) rename(ctx context.Context, name string) error { return s.dir.Rename(ctx, name) }
+
+// firstCommand is the first command, from its start on.
+type firstCommand struct {
+	begun   logs.Position  // in the output log, before all that it says
+	session session        // nil until it runs
+	input   io.WriteCloser // what is typed by those who are attached; nil: nothing
+	tty     bool
+	over    context.Context // ends with it; then the rest is there to be read
+	end     context.CancelFunc
+	exit    control.Exit
+	failure string // why it is not known how it ended, or it was not started
+}
+
+// statusUnknown is the exit code of a command of which nobody knows how it ended.
+const statusUnknown = 125
+
+// first returns the first command if it runs.
+func (s *supervisor) first() *firstCommand {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.main == nil || s.main.session == nil || s.main.over.Err() != nil {
+		return nil
+	}
+	return s.main
+}
+
+func (s *supervisor) startMain(ctx context.Context, c *Cmd) (session, error) {
+	m := &firstCommand{tty: c.Tty, begun: s.output.Position()}
+	m.over, m.end = context.WithCancel(context.Background())
+	s.mu.Lock()
+	taken := s.main != nil
+	if !taken {
+		s.main = m
+	}
+	s.mu.Unlock()
+	if taken {
+		return nil, errors.New("the first command: started before")
+	}
+	if c.OpenStdin {
+		c.Stdin, m.input = io.Pipe() // what they type comes one after the other
+	}
+	c.Stdout, c.Stderr = s.logged(c.Stdout, c.Stderr)
+	started, err := c.start(ctx)
+	if err != nil {
+		s.mainEnded(m, err)
+		return nil, err
+	}
+	s.mu.Lock()
+	m.session = started
+	s.mu.Unlock()
+	err = s.dir.Update(func(r *state.Record) { r.Stdin, r.Tty = c.Stdin != nil, c.Tty })
+	if err != nil {
+		s.log.Warn("what is known of the sandbox cannot be written", "error", err)
+	}
+	// It may end with nobody waiting for it but those who are attached.
+	w := &watchedSession{session: started, done: make(chan struct{})}
+	go func() {
+		w.exit, w.err = started.Wait()
+		s.mainEnded(m, c.outcome(w.exit, w.err))
+		close(w.done)
+	}()
+	return w, nil
+}
+
+// watchedSession is a session that the supervisor itself waits for.
+type watchedSession struct {
+	session
+	done chan struct{} // closed when exit and err are set
+	exit agent.Exit
+	err  error
+}
+
+func (w *watchedSession) Wait() (agent.Exit, error) {
+	<-w.done
+	return w.exit, w.err
+}
+
+// logged returns writers that log what they pass on. Where the two were one,
+// they are.
+func (s *supervisor) logged(stdout, stderr io.Writer) (io.Writer, io.Writer) {
+	out := &tee{s.output.Stream(stdoutStream), stdout}
+	if stdout != nil && sameWriter(stdout, stderr) {
+		return out, out
+	}
+	return out, &tee{s.output.Stream(stderrStream), stderr}
+}
+
+func sameWriter(a, b io.Writer) (same bool) {
+	defer func() { _ = recover() }() // of types that cannot be compared
+	return a == b
+}
+
+// tee writes to a log, which never fails, and passes on.
+type tee struct {
+	log io.Writer
+	to  io.Writer // nil: nobody
+}
+
+func (t *tee) Write(p []byte) (int, error) {
+	t.log.Write(p)
+	if t.to == nil {
+		return len(p), nil
+	}
+	return t.to.Write(p)
+}
+
+// mainEnded takes what Cmd.Start or Cmd.Wait returns for the first command.
+func (s *supervisor) mainEnded(m *firstCommand, err error) {
+	s.mu.Lock()
+	killed := s.life.Err() != nil && s.failure == "" // with the sandbox, as somebody wanted
+	s.mu.Unlock()
+	var exit *ExitError
+	switch {
+	case err == nil:
+	case errors.As(err, &exit):
+		m.exit = control.Exit{Code: exit.Code, Signal: exit.Signal}
+		if exit.Err != nil {
+			m.failure = exit.Err.Error()
+		}
+	case errors.Is(err, ErrTimeout):
+		m.exit.Code, m.failure = statusTimeout, err.Error()
+	case killed:
+		m.exit = control.Exit{Code: 128 + sigKILL, Signal: sigKILL}
+	default:
+		m.exit.Code, m.failure = statusUnknown, err.Error()
+	}
+	if m.input != nil {
+		m.input.Close()
+	}
+	m.end()
+}
+
+// statusTimeout is the exit code of a command whose time ran out, as timeout(1)
+// has it.
+const statusTimeout = 124
+
+// killGrace is how long a command may take to end after SIGKILL.
+const killGrace = 2 * time.Second
+
+func (s *supervisor) stop(ctx context.Context, grace time.Duration) error {
+	s.mu.Lock()
+	ready := s.ready
+	s.mu.Unlock()
+	if ready {
+		// Others see it; that the disk is full is no reason not to stop.
+		_ = s.dir.Update(func(r *state.Record) { r.Status = api.StatusStopping })
+	}
+	if m := s.first(); m != nil {
+		m.session.Signal(s.proc.StopSignal) // what does not arrive, the next step makes up for
+		if !m.endsWithin(ctx, grace) {
+			m.session.Signal(sigKILL)
+			m.endsWithin(ctx, killGrace)
+		}
+	}
+	go s.close() // which waits for those who are served, and so may not be waited for
+	select {
+	case <-s.over.Done():
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (m *firstCommand) endsWithin(ctx context.Context, limit time.Duration) bool {
+	select {
+	case <-m.over.Done():
+		return true
+	case <-time.After(limit):
+	case <-ctx.Done():
+	}
+	return false
+}
+
+func (s *supervisor) signal(ctx context.Context, number int) error {
+	m := s.first()
+	if m == nil {
+		switch number {
+		case sigKILL, sigTERM, sigINT, sigQUIT, sigHUP:
+			return s.stop(ctx, 0) // it idles; what would end a command ends it
+		}
+		return fmt.Errorf("signal %d: %w", number, ErrNoCommand)
+	}
+	if err := m.session.Signal(number); err != nil {
+		return s.explain(ctx, err)
+	}
+	if number == sigKILL && !m.endsWithin(ctx, killGrace) {
+		return s.stop(ctx, 0) // its guest does not do as it is told
+	}
+	return nil
+}
+
+func (s *supervisor) run(ctx context.Context, c Background) error {
+	if len(c.Args) == 0 {
+		return errors.New("no command given")
+	}
+	out := s.output.Stream(backgroundStream)
+	life, cancel := s.life, context.CancelFunc(func() {})
+	if c.Timeout > 0 {
+		life, cancel = context.WithTimeoutCause(life, c.Timeout, ErrTimeout)
+	}
+	session, err := s.client.Start(life, agent.Command{
+		Args: c.Args, Env: c.Env,
+		Dir: cmp.Or(c.Dir, s.proc.Dir), User: cmp.Or(c.User, s.proc.User),
+		Stdout: out, Stderr: out, TTY: c.Tty, Rows: defaultRows, Cols: defaultCols,
+	})
+	if err != nil {
+		cancel()
+		return notStarted(s.explain(ctx, err))
+	}
+	go func() {
+		session.Wait() // nobody asks how it ended
+		cancel()
+	}()
+	return nil
+}
