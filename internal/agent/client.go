@@ -71,6 +71,15 @@ func (k *call) next() (kind byte, payload []byte, err error) {
 	return kind, payload, err
 }
 
+// done reads the answer that all is done.
+func (k *call) done() error {
+	kind, _, err := k.next()
+	if err == nil && kind != frameEnd {
+		err = errGuest
+	}
+	return err
+}
+
 // abort breaks the stream, so that the guest does not take what it has for all.
 func (k *call) abort() { wire.Reset(k.conn) }
 

@@ -56,12 +56,47 @@ func (c *Client) Upload(ctx context.Context, path string, mode uint32, r io.Read
 			return readErr
 		}
 	}
-	kind, _, err := k.next()
-	if err != nil {
+	if err := k.done(); err != nil {
 		return cause(ctx, err)
 	}
-	if kind != frameEnd {
-		return errGuest
+	return nil
+}
+
+// MkdirAll makes a folder at an absolute path of the guest, as its root, and
+// the parents that are missing, with mode less the guest's umask. A folder that
+// is there is left as it is.
+func (c *Client) MkdirAll(ctx context.Context, path string, mode uint32) error {
+	return c.order(ctx, requestMkdir, path, func(e *wire.Encoder) { e.Uint32(mode) })
+}
+
+// Remove removes the file or empty folder at an absolute path of the guest, or,
+// if it is to be recursive, whatever is there with all that is below. Then
+// nothing there is no error. No symbolic link is followed but those on the way
+// to it. The root is not removed: that would be all that is mounted, too.
+func (c *Client) Remove(ctx context.Context, name string, recursive bool) error {
+	if path.Clean(name) == "/" {
+		return fmt.Errorf("remove %q: is the root", name)
+	}
+	return c.order(ctx, requestRemove, name, func(e *wire.Encoder) { e.Bool(recursive) })
+}
+
+// order has the guest do something with a path, whose answer says only that it
+// is done.
+func (c *Client) order(ctx context.Context, kind byte, path string, more func(*wire.Encoder)) error {
+	if err := checkPath(path); err != nil {
+		return err
+	}
+	var e wire.Encoder
+	e.String(path)
+	more(&e)
+	k, release, err := c.request(ctx, kind, e.Encoded())
+	if err != nil {
+		return err
+	}
+	defer k.abort()
+	defer release()
+	if err := k.done(); err != nil {
+		return cause(ctx, err)
 	}
 	return nil
 }
@@ -126,11 +161,21 @@ func (c *Client) download(ctx context.Context, name string, w io.Writer, limit i
 
 // Stat describes the file at path, following symbolic links.
 func (c *Client) Stat(ctx context.Context, name string) (api.FileInfo, error) {
+	return c.stat(ctx, name, true)
+}
+
+// Lstat describes the file at path; of a symbolic link, the link itself.
+func (c *Client) Lstat(ctx context.Context, name string) (api.FileInfo, error) {
+	return c.stat(ctx, name, false)
+}
+
+func (c *Client) stat(ctx context.Context, name string, follow bool) (api.FileInfo, error) {
 	if err := checkPath(name); err != nil {
 		return api.FileInfo{}, err
 	}
 	var e wire.Encoder
 	e.String(name)
+	e.Bool(follow)
 	k, release, err := c.request(ctx, requestStat, e.Encoded())
 	if err != nil {
 		return api.FileInfo{}, err

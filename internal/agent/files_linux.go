@@ -138,15 +138,45 @@ func sendAttributes(out *wire.FrameWriter, st *unix.Stat_t) error {
 }
 
 func (s *Server) stat(out *wire.FrameWriter, d *wire.Decoder) error {
-	path := decodePath(d)
+	path, follow := decodePath(d), d.Bool()
 	if err := d.Done(); err != nil {
 		return wrap("stat", err)
 	}
+	stat := unix.Lstat
+	if follow {
+		stat = unix.Stat
+	}
 	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
+	if err := stat(path, &st); err != nil {
 		return &os.PathError{Op: "stat", Path: path, Err: err}
 	}
 	return sendAttributes(out, &st)
+}
+
+func (s *Server) makeFolder(out *wire.FrameWriter, d *wire.Decoder) error {
+	path, mode := decodePath(d), d.Uint32()
+	if err := d.Done(); err != nil {
+		return wrap("mkdir", err)
+	}
+	if err := os.MkdirAll(path, os.FileMode(mode&0o777)); err != nil {
+		return err
+	}
+	return out.WriteFrame(frameEnd, nil)
+}
+
+func (s *Server) remove(out *wire.FrameWriter, d *wire.Decoder) error {
+	path, recursive := decodePath(d), d.Bool()
+	if err := d.Done(); err != nil {
+		return wrap("remove", err)
+	}
+	remove := os.Remove
+	if recursive {
+		remove = os.RemoveAll
+	}
+	if err := remove(path); err != nil {
+		return err
+	}
+	return out.WriteFrame(frameEnd, nil)
 }
 
 // listFiles sends the entries of a folder as the kernel orders them.

@@ -286,6 +286,69 @@ func TestStat(t *testing.T) {
 	}
 }
 
+func TestLstat(t *testing.T) {
+	c := newPair(t)
+	dir := t.TempDir()
+	os.Symlink("nowhere", dir+"/link")
+	if info, err := c.Lstat(t.Context(), dir+"/link"); err != nil || info.Mode&modeType != unix.S_IFLNK || info.Name != "link" {
+		t.Errorf("got %+v, %v", info, err)
+	}
+	if _, err := c.Stat(t.Context(), dir+"/link"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestMkdirAll(t *testing.T) {
+	c := newPair(t)
+	dir := t.TempDir()
+	for range 2 { // the second time it is there
+		if err := c.MkdirAll(t.Context(), dir+"/a/b", 0o750); err != nil {
+			t.Error(err)
+		}
+	}
+	if info, err := os.Stat(dir + "/a/b"); err != nil || info.Mode() != fs.ModeDir|0o750 {
+		t.Errorf("got %v, %v", info, err)
+	}
+	os.WriteFile(dir+"/file", nil, 0o600)
+	for path, want := range map[string]string{dir + "/file": "not a directory", dir + "/file/x": "not a directory", "a": "not absolute"} {
+		if err := c.MkdirAll(t.Context(), path, 0o755); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
+	}
+}
+
+func TestRemove(t *testing.T) {
+	c := newPair(t)
+	dir := t.TempDir()
+	os.MkdirAll(dir+"/target/sub", 0o755)
+	os.MkdirAll(dir+"/a/b", 0o755)
+	os.WriteFile(dir+"/a/b/file", nil, 0o600)
+	os.Symlink("../../target", dir+"/a/b/link")
+	os.Symlink("target", dir+"/link")
+	if err := c.Remove(t.Context(), dir+"/a", false); err == nil || !strings.Contains(err.Error(), "not empty") {
+		t.Errorf("a full folder: %v", err)
+	}
+	if err := c.Remove(t.Context(), dir+"/nothing", false); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("nothing: %v", err)
+	}
+	for _, root := range []string{"/", "/..", "//tmp/..", "/."} {
+		if err := c.Remove(t.Context(), root, true); err == nil || !strings.Contains(err.Error(), "is the root") {
+			t.Fatalf("%s: %v", root, err)
+		}
+	}
+	for _, name := range []string{"a", "link", "nothing"} {
+		if err := c.Remove(t.Context(), dir+"/"+name, true); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(dir + "/" + name); err == nil {
+			t.Errorf("%s is still there", name)
+		}
+	}
+	if err := c.Remove(t.Context(), dir+"/target/sub", false); err != nil {
+		t.Errorf("where the links led: %v", err)
+	}
+}
+
 func TestListFiles(t *testing.T) {
 	c := newPair(t)
 	dir := t.TempDir()

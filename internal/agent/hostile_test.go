@@ -45,6 +45,7 @@ var requests = map[string]func(context.Context, *Client) error{
 	"read":  func(ctx context.Context, c *Client) error { _, err := c.ReadFile(ctx, "/f"); return err },
 	"list":  func(ctx context.Context, c *Client) error { _, err := c.ListFiles(ctx, "/f"); return err },
 	"stat":  func(ctx context.Context, c *Client) error { _, err := c.Stat(ctx, "/f"); return err },
+	"mkdir": func(ctx context.Context, c *Client) error { return c.MkdirAll(ctx, "/f", 0o755) },
 }
 
 func info(size int64) string {
@@ -100,6 +101,7 @@ func TestHostileGuest(t *testing.T) {
 		"list: long name":      {"list", frames(frameEntries, entry(strings.Repeat("n", 256))), "at most"},
 		"list: cut":            {"list", frames(frameEntries, entry("a")), "EOF"},
 		"stat: other answer":   {"stat", frames(frameEnd, ""), "impossible answer"},
+		"mkdir: other answer":  {"mkdir", frames(frameData, "x"), "impossible answer"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := requests[test.request](t.Context(), saying(bytes.NewReader(test.answer)))

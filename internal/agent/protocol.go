@@ -30,11 +30,13 @@ const (
 
 // The first frame of a stream.
 const (
-	requestExec  = iota + 1 // execRequest
-	requestWrite            // path, mode; then data …, end
-	requestRead             // path, limit
-	requestList             // path
-	requestStat             // path
+	requestExec   = iota + 1 // execRequest
+	requestWrite             // path, mode; then data …, end
+	requestRead              // path, limit
+	requestList              // path
+	requestStat              // path, whether symbolic links are followed
+	requestMkdir             // path, mode
+	requestRemove            // path, whether with all that is below
 )
 
 // Frames that follow, host to guest.

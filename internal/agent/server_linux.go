@@ -102,6 +102,10 @@ func (s *Server) ServeConn(conn net.Conn) {
 		err = s.listFiles(out, d)
 	case requestStat:
 		err = s.stat(out, d)
+	case requestMkdir:
+		err = s.makeFolder(out, d)
+	case requestRemove:
+		err = s.remove(out, d)
 	default:
 		err = errors.New("unknown request")
 	}
