@@ -15,6 +15,10 @@
 // behind input which nobody reads; its output has the stream's, so that a
 // reader who stops holds up that command and nothing else.
 //
+// Files travel one at a time or as a tree: nodes in an order by which no path
+// comes twice and no folder is entered that was not named before. What is
+// below a folder is reached from it step by step, through no symbolic link.
+//
 // The host believes nothing: what a guest says is bounded, checked and made
 // printable, and the first answer has to come within answerTime. The guest
 // trusts the host, but an ended stream ends what was asked for on it: a

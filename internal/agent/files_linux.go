@@ -2,7 +2,6 @@ package agent
 
 import (
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"io"
 	"os"
@@ -104,29 +103,37 @@ func (s *Server) readFile(out *wire.FrameWriter, d *wire.Decoder) error {
 	if err := sendAttributes(out, st); err != nil {
 		return err
 	}
+	total, err := s.sendContent(out, f, uint64(st.Size), limit)
+	if err != nil {
+		return &os.PathError{Op: "read", Path: path, Err: err}
+	}
+	if total > limit {
+		return pathError("file", path, ErrTooLarge)
+	}
+	return out.WriteFrame(frameEnd, nil)
+}
+
+// sendContent sends what a file holds: of one that grows, no more than its size
+// at the beginning. The files of /proc and /sys do not say how much they hold;
+// their size is 0 and they are read to the end, or until it is more than limit.
+func (s *Server) sendContent(out *wire.FrameWriter, f regular, size, limit uint64) (total uint64, err error) {
 	frame := s.buffers.Get().(*[wire.FrameHeader + chunk]byte)
 	defer s.buffers.Put(frame)
 	space := frame[wire.FrameHeader:][:chunk&^4095] // some files of /proc want whole records
-	// Of a file that grows, no more than it had at the beginning. The files of /proc
-	// and /sys do not say how much they hold: it is read to the end or the limit.
-	size := uint64(st.Size)
-	for total := uint64(0); ; {
+	for {
 		p := space
 		if size > 0 {
 			p = p[:min(size-total, uint64(len(p)))]
 		}
 		n, err := f.readFull(p)
 		if err != nil {
-			return &os.PathError{Op: "read", Path: path, Err: err}
+			return total, err
 		}
-		if total += uint64(n); total > limit {
-			return pathError("file", path, ErrTooLarge)
-		}
-		if n == 0 {
-			return out.WriteFrame(frameEnd, nil)
+		if total += uint64(n); n == 0 || total > limit {
+			return total, nil
 		}
 		if err := out.WriteFilled(frameData, frame[:wire.FrameHeader+n]); err != nil {
-			return err
+			return total, err
 		}
 	}
 }
@@ -249,53 +256,67 @@ func (s *Server) writeFile(in *wire.FrameReader, out *wire.FrameWriter, d *wire.
 		return &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer unix.Close(folder)
-	var there unix.Stat_t // rename(2) will say so too, but after the whole transfer
-	if unix.Fstatat(folder, name, &there, unix.AT_SYMLINK_NOFOLLOW) == nil && there.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return &os.PathError{Op: "write", Path: path, Err: unix.EISDIR}
-	}
-	random := make([]byte, 16)
-	rand.Read(random)
-	temp := ".matchlock-" + hex.EncodeToString(random)
-	fd, err := unix.Openat(folder, temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	err = replaceAt(folder, name, func(temp string) error {
+		return receiveFile(in, frameEnd, folder, temp, func(fd int) error { return unix.Fchmod(fd, mode&0o7777) })
+	})
 	if err != nil {
-		return &os.PathError{Op: "create", Path: path, Err: err}
-	}
-	f := os.NewFile(uintptr(fd), path)
-	defer func() {
-		if err != nil {
-			f.Close()
-			unix.Unlinkat(folder, temp, 0)
-		}
-	}()
-	if err := receiveFile(in, f); err != nil {
-		return err
-	}
-	if err := unix.Fchmod(fd, mode&0o7777); err != nil {
-		return &os.PathError{Op: "chmod", Path: path, Err: err}
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := unix.Renameat(folder, temp, folder, name); err != nil {
 		return &os.PathError{Op: "write", Path: path, Err: err}
 	}
 	return out.WriteFrame(frameEnd, nil)
 }
 
-// receiveFile writes what the host sends, until it says that this was all.
-func receiveFile(in *wire.FrameReader, f *os.File) error {
+// replaceAt has make create something under a name of no meaning in a folder,
+// and gives it its name when it is whole. What was there before is replaced,
+// unless it is a folder.
+func replaceAt(folder int, name string, make func(temp string) error) error {
+	var there unix.Stat_t // rename(2) will say so too, but after the whole transfer
+	if unix.Fstatat(folder, name, &there, unix.AT_SYMLINK_NOFOLLOW) == nil && there.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return unix.EISDIR
+	}
+	temp := ".matchlock-" + rand.Text()
+	err := make(temp)
+	if err == nil {
+		err = unix.Renameat(folder, temp, folder, name)
+	}
+	if err != nil {
+		unix.Unlinkat(folder, temp, 0)
+	}
+	return err
+}
+
+// receiveFile creates a file in a folder and writes what the host sends, until
+// a frame of kind end says that this was all. Then it has finish do the rest.
+func receiveFile(in *wire.FrameReader, end byte, folder int, name string, finish func(fd int) error) error {
+	fd, err := unix.Openat(folder, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close() // a second time where all is well
+	if err := receiveContent(in, end, f); err != nil {
+		return err
+	}
+	if err := finish(fd); err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func receiveContent(in *wire.FrameReader, end byte, f *os.File) error {
 	for {
 		kind, payload, err := in.Next(wire.MaxData)
 		switch {
 		case err != nil:
 			return err
-		case kind == frameEnd:
+		case kind == end:
 			return nil
 		case kind != frameData:
-			return errors.New("write: unknown frame")
+			return errFrame
 		}
 		if _, err := f.Write(payload); err != nil {
-			return err
+			return errors.Unwrap(err) // without the name, which means nothing
 		}
 	}
 }
+
+var errFrame = errors.New("unknown frame")

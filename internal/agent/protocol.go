@@ -30,13 +30,15 @@ const (
 
 // The first frame of a stream.
 const (
-	requestExec   = iota + 1 // execRequest
-	requestWrite             // path, mode; then data …, end
-	requestRead              // path, limit
-	requestList              // path
-	requestStat              // path, whether symbolic links are followed
-	requestMkdir             // path, mode
-	requestRemove            // path, whether with all that is below
+	requestExec      = iota + 1 // execRequest
+	requestWrite                // path, mode; then data …, end
+	requestRead                 // path, limit
+	requestList                 // path
+	requestStat                 // path, whether symbolic links are followed
+	requestMkdir                // path, mode
+	requestRemove               // path, whether with all that is below
+	requestReadTree             // path, whether a symbolic link there is followed
+	requestWriteTree            // path of the folder; then a tree
 )
 
 // Frames that follow, host to guest.
@@ -62,10 +64,13 @@ const (
 	frameEntries                 // files
 )
 
-// Both ways: a file's content.
+// Both ways: a file's content, and trees. A tree is nodes; data … and a node's end
+// follow one that has content; the end follows the last.
 const (
-	frameData = iota + 64 // bytes
-	frameEnd              // – : that was all; from the guest: the request is done
+	frameData    = iota + 64 // bytes
+	frameEnd                 // – : that was all; from the guest: the request is done
+	frameNode                // Node
+	frameNodeEnd             // – : that was the node's content
 )
 
 // Limits of what is decoded.
@@ -194,8 +199,10 @@ func decodeExit(payload []byte) (x Exit, err error) {
 
 // File types and bits of st_mode, as the guest's kernel has them.
 const (
-	modeType = 0o170000
-	modeDir  = 0o040000
+	modeType    = 0o170000
+	modeDir     = 0o040000
+	modeRegular = 0o100000
+	modeSymlink = 0o120000
 )
 
 // Times beyond these cannot be written as RFC 3339: the years 1 to 9999.
@@ -214,8 +221,7 @@ func encodeAttributes(e *wire.Encoder, size int64, mode uint32, seconds, nanosec
 
 func decodeAttributes(d *wire.Decoder, name string) api.FileInfo {
 	f := api.FileInfo{Name: name, Size: d.Varint(), Mode: d.Uint32()}
-	seconds, nanoseconds := d.Varint(), d.Varint()
-	f.ModTime = time.Unix(min(max(seconds, minSeconds), maxSeconds), min(max(nanoseconds, 0), 999_999_999)).UTC()
+	f.ModTime = decodeModTime(d)
 	f.IsDir = f.Mode&modeType == modeDir
 	if f.Size < 0 {
 		d.Fail(errors.New("negative file size"))
@@ -223,12 +229,24 @@ func decodeAttributes(d *wire.Decoder, name string) api.FileInfo {
 	return f
 }
 
+func decodeModTime(d *wire.Decoder) time.Time {
+	seconds, nanoseconds := d.Varint(), d.Varint()
+	return time.Unix(min(max(seconds, minSeconds), maxSeconds), min(max(nanoseconds, 0), 999_999_999)).UTC()
+}
+
 // decodeEntry reads one file of a folder. Its name can be joined to the
 // folder's path and stays in that folder.
 func decodeEntry(d *wire.Decoder) api.FileInfo {
 	name := d.String(maxName)
-	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
-		d.Fail(errors.New("impossible file name"))
+	if !isName(name) {
+		d.Fail(errName)
 	}
 	return decodeAttributes(d, name)
+}
+
+var errName = errors.New("impossible file name")
+
+// isName reports whether a file in a folder can have the name.
+func isName(name string) bool {
+	return name != "" && name != "." && name != ".." && len(name) <= maxName && !strings.ContainsAny(name, "/\x00")
 }

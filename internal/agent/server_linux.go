@@ -106,6 +106,10 @@ func (s *Server) ServeConn(conn net.Conn) {
 		err = s.makeFolder(out, d)
 	case requestRemove:
 		err = s.remove(out, d)
+	case requestReadTree:
+		err = s.readTree(conn, d)
+	case requestWriteTree:
+		err = s.writeTree(in, out, d)
 	default:
 		err = errors.New("unknown request")
 	}
