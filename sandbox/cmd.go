@@ -40,6 +40,9 @@ type Cmd struct {
 	// it. The same writer for both keeps the order of what is written.
 	Stdout, Stderr io.Writer
 
+	// Timeout, if positive, bounds the command's life: then it is sent its sandbox's
+	// stop signal, 2 s later killed, and Wait returns ErrTimeout.
+	Timeout time.Duration
 	// Tty gives the command a terminal: its input is typed, all output is Stdout,
 	// the end of Stdin is ^D.
 	Tty bool
@@ -84,10 +87,8 @@ func (s *Sandbox) Command(ctx context.Context, name string, args ...string) *Cmd
 }
 
 // Main returns the first command, as the configuration and the image say it;
-// one that nobody names fails at Start with ErrNoCommand. Config.Timeout, as far
-// as there is one, runs from its start: then it is sent the image's stop signal,
-// 2 s later killed, and Wait returns ErrTimeout. What it writes goes to the
-// sandbox's log as well.
+// one that nobody names fails at Start with ErrNoCommand. Its Timeout is that of
+// the configuration. What it writes goes to the sandbox's log as well.
 //
 // Of a sandbox that this process is attached to it is the first command that
 // runs there already. Start then takes hold of it, with its own standard streams
@@ -96,7 +97,7 @@ func (s *Sandbox) Command(ctx context.Context, name string, args ...string) *Cmd
 // the end of the sandbox.
 func (s *Sandbox) Main(ctx context.Context) *Cmd {
 	c := s.Command(ctx, "")
-	c.Args = s.keeper.process().Argv
+	c.Args, c.Timeout = s.keeper.process().Argv, s.keeper.process().Timeout
 	c.main = true
 	return c
 }
@@ -124,8 +125,8 @@ func (c *Cmd) Start() error {
 	}
 	c.session = session
 	c.release = func() { cancel(nil) }
-	if timeout := process.Timeout; c.main && timeout > 0 {
-		go c.watchTimeout(ctx, cancel, timeout, process.StopSignal)
+	if c.Timeout > 0 {
+		go c.watchTimeout(ctx, cancel, process.StopSignal)
 	}
 	c.stdinErr = make(chan error, 1)
 	if c.Stdin == nil {
@@ -193,8 +194,8 @@ const stopGrace = 2 * time.Second
 
 // watchTimeout ends the command when its time has run out, by end if need be.
 // It returns when ctx does.
-func (c *Cmd) watchTimeout(ctx context.Context, end context.CancelCauseFunc, timeout time.Duration, stopSignal int) {
-	timer := time.NewTimer(timeout)
+func (c *Cmd) watchTimeout(ctx context.Context, end context.CancelCauseFunc, stopSignal int) {
+	timer := time.NewTimer(c.Timeout)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -246,7 +247,7 @@ func (c *Cmd) Wait() error {
 // outcome is what Wait makes of how the command ended.
 func (c *Cmd) outcome(exit agent.Exit, err error) error {
 	if c.expired.Load() {
-		return fmt.Errorf("%w after %v", ErrTimeout, c.sandbox.keeper.process().Timeout)
+		return fmt.Errorf("%w after %v", ErrTimeout, c.Timeout)
 	}
 	if exit == (agent.Exit{}) {
 		err = c.sandbox.keeper.explain(c.ctx, err) // it is not known how it ended

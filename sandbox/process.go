@@ -42,7 +42,7 @@ func processOf(c *api.Config, img *image.Config) process {
 		StopSignal: sigTERM,
 		Timeout:    c.Timeout,
 	}
-	if n, err := parseSignal(img.StopSignal); err == nil {
+	if n, err := ParseSignal(img.StopSignal); err == nil {
 		p.StopSignal = n // an image's nonsense is no reason not to run it
 	}
 	if !strings.HasPrefix(p.Dir, "/") {

@@ -242,6 +242,10 @@ type Background struct {
 // when this process is gone, as long as the sandbox does.
 func (s *Sandbox) Run(ctx context.Context, c Background) error { return s.keeper.run(ctx, c) }
 
+// FS returns the files of the sandbox as its root sees them. ctx bounds all that
+// is done with them.
+func (s *Sandbox) FS(ctx context.Context) *FS { return newFS(ctx, s.client) }
+
 // DialContext connects to a TCP port of the guest's loopback, for http.Transport
 // and its like: network is "tcp", address "localhost:8080". What listens on other
 // addresses of the guest only is not reached.

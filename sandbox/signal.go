@@ -48,9 +48,9 @@ func linuxSignal(sig syscall.Signal) (int, error) {
 	return 0, fmt.Errorf("signal %d: the guest has none like it", int(sig))
 }
 
-// parseSignal reads what a Dockerfile's STOPSIGNAL may say: "SIGTERM", "TERM",
-// "15", "RTMIN+3".
-func parseSignal(text string) (int, error) {
+// ParseSignal returns Linux's number of a signal as a Dockerfile's STOPSIGNAL or
+// kill(1) may have it: "SIGTERM", "TERM", "15", "RTMIN+3".
+func ParseSignal(text string) (int, error) {
 	name := strings.TrimPrefix(strings.ToUpper(text), "SIG")
 	for _, s := range signals {
 		if s.name == name {

@@ -10,13 +10,13 @@ func TestParseSignal(t *testing.T) {
 		"SIGTERM": 15, "TERM": 15, "sigterm": 15, "15": 15, "SIGQUIT": 3, "9": 9, "64": 64,
 		"SIGRTMIN": 34, "RTMIN+3": 37, "SIGRTMAX": 64, "RTMAX-1": 63,
 	} {
-		if got, err := parseSignal(text); err != nil || got != want {
-			t.Errorf("parseSignal(%q) = %d, %v; want %d", text, got, err, want)
+		if got, err := ParseSignal(text); err != nil || got != want {
+			t.Errorf("ParseSignal(%q) = %d, %v; want %d", text, got, err, want)
 		}
 	}
 	for _, text := range []string{"", "SIG", "0", "-1", "65", "SIGNONE", "RTMIN-1", "RTMAX+1", "RTMINx", "15 "} {
-		if got, err := parseSignal(text); err == nil {
-			t.Errorf("parseSignal(%q) = %d, want an error", text, got)
+		if got, err := ParseSignal(text); err == nil {
+			t.Errorf("ParseSignal(%q) = %d, want an error", text, got)
 		}
 	}
 }

@@ -221,18 +221,26 @@ func printImages(w io.Writer, images []image.Summary, now time.Time) error {
 
 // ago is a time passed as people say it.
 func ago(d time.Duration) string {
+	if d < time.Minute {
+		return "just now"
+	}
+	return age(d) + " ago"
+}
+
+// age is a duration as people say it, in its largest unit.
+func age(d time.Duration) string {
 	for _, unit := range []struct {
 		name string
 		size time.Duration
 	}{{"day", 24 * time.Hour}, {"hour", time.Hour}, {"minute", time.Minute}} {
 		switch n := int(d / unit.size); {
 		case n == 1:
-			return "1 " + unit.name + " ago"
+			return "1 " + unit.name
 		case n > 1:
-			return fmt.Sprintf("%d %ss ago", n, unit.name)
+			return fmt.Sprintf("%d %ss", n, unit.name)
 		}
 	}
-	return "just now"
+	return fmt.Sprintf("%d s", max(0, int(d/time.Second)))
 }
 
 // imageDetails is what `image inspect` tells.
@@ -310,13 +318,17 @@ func (a *app) imageRemoveCommand(use string) *cobra.Command {
 		Use:   strings.TrimSuffix(use, " [FLAGS]") + " [FLAGS] IMAGE…",
 		Short: "Remove images from the local store",
 		Long: `Take their names from images; given a digest, all its names. What no other image needs is
-deleted with the last name. An image that a sandbox runs stays.`,
+deleted with the last name. An image that a sandbox has, running or not, stays.`,
 		Args:              positional("IMAGE…"),
 		ValidArgsFunction: a.completeImages(-1),
 		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
+			keep, err := a.digestsInUse(cmd.Context())
+			if err != nil {
+				return err
+			}
 			var errs []error
 			for _, ref := range args {
-				removed, err := store.Remove(ref)
+				removed, err := store.Remove(ref, keep...)
 				if err == nil {
 					err = printRemoved(cmd.OutOrStdout(), removed, asJSON)
 				}
@@ -402,7 +414,11 @@ func (a *app) imagePruneCommand() *cobra.Command {
 --all the images that no sandbox uses as well.`,
 		Args: positional(),
 		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
-			removed, err := store.Prune(cmd.Context(), image.PruneOptions{All: all})
+			keep, err := a.digestsInUse(cmd.Context())
+			if err != nil {
+				return err
+			}
+			removed, err := store.Prune(cmd.Context(), image.PruneOptions{All: all, Keep: keep})
 			if err != nil {
 				return err
 			}

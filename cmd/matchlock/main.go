@@ -38,6 +38,7 @@ import (
 	"github.com/matchlock/matchlock/internal/image"
 	"github.com/matchlock/matchlock/internal/state"
 	"github.com/matchlock/matchlock/sandbox"
+	"github.com/matchlock/matchlock/vm"
 )
 
 // version is set by the build.
@@ -117,17 +118,23 @@ use instead of those that are found.`,
 	root.SetHelpFunc(help)
 	root.SetFlagErrorFunc(flagError)
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.logLevel, "log-level", "warn", "`LEVEL` of what is logged: debug, info, warn or error")
+	flags.StringVar(&a.logLevel, "log-level", defaultLogLevel, "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&a.logFormat, "log-format", "text", "`FORM` of what is logged: text or json")
 	flags.BoolP("help", "h", false, "show this help")
 
 	root.AddCommand(
-		a.runCommand(), a.pullCommand(), a.imageCommand(),
-		a.diagnoseCommand(), a.versionCommand(), a.completionCommand(), a.guestCommand(),
+		a.runCommand(), a.psCommand("ps"), a.execCommand(), a.shellCommand(), a.attachCommand(), a.logsCommand(), a.cpCommand(),
+		a.inspectCommand(), a.waitCommand(), a.killCommand(), a.stopCommand(), a.startCommand(), a.restartCommand(),
+		a.renameCommand(), a.removeCommand(), a.pruneCommand(), a.gcCommand(),
+		a.pullCommand(), a.imageCommand(),
+		a.diagnoseCommand(), a.versionCommand(), a.completionCommand(), a.guestCommand(), a.supervisorCommand(),
 	)
 	root.AddCommand(a.aliases()...)
 	return root
 }
+
+// defaultLogLevel is the least that is logged unless --log-level says otherwise.
+const defaultLogLevel = "warn"
 
 // openLog makes the logger that the flags ask for.
 func (a *app) openLog() error {
@@ -150,8 +157,11 @@ func (a *app) openLog() error {
 // options are what sandboxes are made with.
 func (a *app) options() sandbox.Options {
 	guest, sum := guestBinary()
-	return sandbox.Options{Guest: guest, GuestSum: sum, Logger: a.logger}
+	return sandbox.Options{Guest: guest, GuestSum: sum, Logger: a.logger, Backend: backend}
 }
+
+// backend takes the place of QEMU in tests of this program without VMs.
+var backend vm.Backend
 
 // store opens the image store of this user.
 func (a *app) store() (*image.Store, error) {

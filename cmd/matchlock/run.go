@@ -1,23 +1,17 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
-	"os/signal"
-	"runtime/debug"
 	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/matchlock/matchlock/api"
-	"github.com/matchlock/matchlock/sandbox"
 )
 
 // runFlags are the flags of `matchlock run`, and what they fill in.
@@ -28,9 +22,11 @@ type runFlags struct {
 	entrypoint    string
 	labels        []string
 
-	interactive, tty, noTTY bool
-	accel                   string
-	timing                  bool
+	name           string
+	detach, remove bool
+	stdioFlags
+	accel  string
+	timing bool
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -41,8 +37,13 @@ func (a *app) runCommand() *cobra.Command {
 		Long: `Run a command in a new sandbox, a microVM made from a container image, and remove the
 sandbox when the command ends. The exit status is the command's.
 
-An image that is not in the local store is pulled. Without COMMAND the image's own runs.`,
+An image that is not in the local store is pulled. Without COMMAND the image's own runs.
+
+With --detach the sandbox runs on by itself: its id is printed when the command has
+started, its output goes to its log, and it is kept, to be started again, until it is
+removed. Without any command it idles.`,
 		Example: `  matchlock run busybox echo hello
+  matchlock run -d --name web debian:12 python3 -m http.server
   matchlock run -it debian:12 bash
   matchlock run -e TOKEN -w /src --timeout 5m python:3.13 python3 build.py
   tar c . | matchlock run -i busybox sh -c 'tar x -C /tmp && ls /tmp'`,
@@ -63,11 +64,12 @@ An image that is not in the local store is pulled. Without COMMAND the image's o
 		fs.StringVar(&f.entrypoint, "entrypoint", "", "`PROGRAM` in the place of the image's entry point; \"\" clears it")
 		parsed(fs, "timeout", "", "`DURATION` after which the command is ended: 90s, 2h", &c.Timeout, parseDuration)
 	})
-	group(cmd, "Input and terminal", func(fs *pflag.FlagSet) {
-		fs.BoolVarP(&f.interactive, "interactive", "i", false, "pass standard input to the command")
-		fs.BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal; -it is the default on one")
-		fs.BoolVar(&f.noTTY, "no-tty", false, "never a terminal")
+	group(cmd, "Life", func(fs *pflag.FlagSet) {
+		fs.BoolVarP(&f.detach, "detach", "d", false, "run on in the background, and print the id")
+		fs.StringVar(&f.name, "name", "", "`NAME` of the sandbox (default one that is made up)")
+		fs.BoolVar(&f.remove, "rm", false, "remove the sandbox when the command ends (default, without --detach)")
 	})
+	group(cmd, "Input and terminal", f.stdioFlags.define)
 	group(cmd, "Resources", func(fs *pflag.FlagSet) {
 		parsed(fs, "cpus", "", "share of processors, `NUMBER` (default 1)", &c.CPUs, parseNumber)
 		parsed(fs, "memory", "m", "`SIZE` of the memory, bare in MiB (default 512)", &c.Memory, sizeIn(api.MiB))
@@ -169,7 +171,7 @@ func fromText[T any, P interface {
 
 // finish turns what the flags collected into the configuration.
 func (f *runFlags) finish(flags *pflag.FlagSet) error {
-	env, err := environment(f.envFiles, f.env, os.LookupEnv)
+	env, err := environment(f.envFiles, f.env, os.LookupEnv, "run")
 	if err != nil {
 		return err
 	}
@@ -181,10 +183,10 @@ func (f *runFlags) finish(flags *pflag.FlagSet) error {
 			f.config.Entrypoint = []string{f.entrypoint}
 		}
 	}
-	if f.noTTY && f.tty {
-		return usageError{errors.New("--tty and --no-tty: only one may be given"), "run"}
+	if !flags.Changed("rm") {
+		f.remove = !f.detach
 	}
-	return nil
+	return f.check("run")
 }
 
 // run makes a sandbox, runs its first command on our input, output and
@@ -193,13 +195,15 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 	if err := f.finish(cmd.Flags()); err != nil {
 		return err
 	}
-	// A reader of our output that goes away ends the command, not this program
-	// with the sandbox still to be removed.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	if f.detach {
+		return a.runDetached(cmd, f)
+	}
+	dropSIGPIPE()
 	stdio := f.stdio()
 	bars := newBars(os.Stderr)
 	defer bars.close()
 	options := a.options()
+	options.Name, options.Keep = f.name, !f.remove
 	options.Accel = f.accel
 	options.NeedCommand = true
 	options.Progress = bars.progress
@@ -214,7 +218,7 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 		return err
 	}
 	commandBegan := time.Now()
-	err = runMain(cmd.Context(), sb, stdio)
+	err = foreground(cmd.Context(), stdio, sb.Main)
 	if f.timing {
 		printTiming("command", time.Since(commandBegan))
 	}
@@ -225,88 +229,12 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 	return err
 }
 
-// runMain runs the first command to its end.
-func runMain(ctx context.Context, sb *sandbox.Sandbox, stdio stdio) error {
-	// From now on signals are kept, for relay to pass on. One that came before
-	// ends ctx, and with it the start.
-	signals := make(chan os.Signal, 16)
-	notify(signals, relayed...)
-	defer signal.Stop(signals)
-	mainCtx, end := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer end(nil)
-	detach := context.AfterFunc(ctx, func() { end(context.Cause(ctx)) })
-
-	main := sb.Main(mainCtx)
-	started := make(chan struct{})
-	main.Stdout, main.Stderr = &gate{os.Stdout, started}, &gate{os.Stderr, started}
-	restore, err := stdio.connect(main)
-	if err != nil {
-		return err
-	}
-	defer restore()
-	err = main.Start()
-	// What starting took, the guest binary above all, is not held while it runs.
-	go debug.FreeOSMemory()
-	detach()
-	close(started)
-	if err != nil {
-		restore()
-		return statusOf(err)
-	}
-	if stdio.tty {
-		defer followSize(main)()
-	}
-	defer relay(main, signals, end)()
-	ended := make(chan error, 1)
-	go func() { ended <- main.Wait() }()
-	select {
-	case err = <-ended:
-	case <-mainCtx.Done(): // whoever asked twice does not wait for the command
-		err = context.Cause(mainCtx)
-	}
-	restore()
-	return statusOf(err)
-}
-
-// gate holds output back until the command counts as started: who has seen some
-// of it can rely on signals being the command's.
-type gate struct {
-	out     io.Writer
-	started <-chan struct{}
-}
-
-func (g *gate) Write(p []byte) (int, error) {
-	<-g.started
-	return g.out.Write(p)
-}
-
-// statusOf is the end of a command as the end of this program.
-func statusOf(err error) error {
-	if exit, ok := errors.AsType[*sandbox.ExitError](err); ok {
-		if exit.Err != nil {
-			printError(os.Stderr, exit.Err)
-		}
-		return exitStatus(exit.Code)
-	}
-	if ended, ok := errors.AsType[*signalError](err); ok {
-		return exitStatus(ended.status())
-	}
-	switch {
-	case errors.Is(err, sandbox.ErrTimeout):
-		printError(os.Stderr, err)
-		return exitStatus(statusTimeout)
-	case errors.Is(err, syscall.EPIPE):
-		return exitStatus(128 + int(syscall.SIGPIPE)) // as whoever writes to nobody ends
-	}
-	return err
-}
-
 func printTiming(phase string, took time.Duration) {
 	fmt.Fprintf(os.Stderr, "matchlock: timing: %-8s %8.1f ms\n", phase, float64(took.Microseconds())/1000)
 }
 
 // environment joins env files and single variables; later ones win.
-func environment(files, single []string, lookup func(string) (string, bool)) (map[string]string, error) {
+func environment(files, single []string, lookup func(string) (string, bool), command string) (map[string]string, error) {
 	env := map[string]string{}
 	for _, path := range files {
 		fromFile, err := readEnvFile(path, lookup)
@@ -318,7 +246,7 @@ func environment(files, single []string, lookup func(string) (string, bool)) (ma
 	for _, text := range single {
 		key, value, err := variable(text, lookup)
 		if err != nil {
-			return nil, usageError{fmt.Errorf("--env %w", err), "run"}
+			return nil, usageError{fmt.Errorf("--env %w", err), command}
 		}
 		env[key] = value
 	}
@@ -336,45 +264,4 @@ func pairs(texts []string) map[string]string {
 		m[key] = value
 	}
 	return m
-}
-
-// relayed are the signals that are the command's when they are sent to us. The
-// others are about this process: its terminal, its children, its faults.
-var relayed = []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM}
-
-const (
-	twiceWithin = 2 * time.Second  // a second SIGINT or SIGTERM in this time ends the sandbox
-	termGrace   = 10 * time.Second // so does this time after a SIGTERM
-)
-
-// relay passes signals on to the command until stop is called. end is told when
-// the user will not wait for the command any longer.
-func relay(main *sandbox.Cmd, signals <-chan os.Signal, end context.CancelCauseFunc) (stop func()) {
-	done := make(chan struct{})
-	go func() {
-		var asked time.Time // when the command was last asked to end
-		var overdue <-chan time.Time
-		for {
-			select {
-			case <-done:
-				return
-			case <-overdue:
-				end(&signalError{syscall.SIGTERM})
-			case s := <-signals:
-				sig := s.(syscall.Signal)
-				if sig == syscall.SIGINT || sig == syscall.SIGTERM {
-					if !asked.IsZero() && time.Since(asked) < twiceWithin {
-						end(&signalError{sig})
-						continue
-					}
-					asked = time.Now()
-				}
-				if sig == syscall.SIGTERM {
-					overdue = time.After(termGrace)
-				}
-				main.Signal(sig) // fails only when the command has ended, which Wait tells
-			}
-		}
-	}()
-	return func() { close(done) }
 }
