@@ -27,15 +27,26 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/matchlock/matchlock/vm/vmtest"
 )
 
+// inProcess, in the environment, has sandboxes run without VMs: their commands
+// run on the host.
+const inProcess = "MATCHLOCK_TEST_IN_PROCESS"
+
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"matchlock": main})
+	testscript.Main(m, map[string]func(){"matchlock": func() {
+		if os.Getenv(inProcess) != "" {
+			backend = vmtest.InProcess{}
+		}
+		main()
+	}})
 }
 
 // TestScripts runs testdata/*.txtar: what users see that needs no VM. Each has
 // a home of its own, and $REGISTRY, a registry in this process with the images
-// of pushImages.
+// of pushImages. Sandboxes have no VMs, and nothing of them may be left.
 func TestScripts(t *testing.T) {
 	host := startRegistry(t)
 	testscript.Run(t, testscript.Params{
@@ -46,7 +57,19 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("REGISTRY", host)
 			env.Setenv("ARCH", runtime.GOARCH)
-			return setUp(env)
+			env.Setenv(inProcess, "1")
+			if err := setUp(env); err != nil {
+				return err
+			}
+			// Empty disks need not be real ones.
+			tools := filepath.Join(env.WorkDir, ".tools")
+			if err := os.Mkdir(tools, 0o700); err != nil {
+				return err
+			}
+			env.Setenv("PATH", tools+":"+env.Getenv("PATH"))
+			home := env.Getenv("MATCHLOCK_HOME")
+			env.Defer(func() { leavesNothing(env.T(), home) })
+			return os.WriteFile(filepath.Join(tools, "mkfs.ext4"), []byte("#!/bin/sh\n"), 0o700)
 		},
 	})
 }
