@@ -1,0 +1,236 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/matchlock/matchlock/api"
+)
+
+func TestLongLifeKills(t *testing.T) { killInLife(t, long(t)) }
+func TestVMLifeKills(t *testing.T)   { killInLife(t, 10) }
+
+// lifeActs are what is done to a detached sandbox that runs when something is
+// killed. To make one is an act too.
+var lifeActs = []struct {
+	name string
+	args []string
+}{
+	{"create", nil},
+	{"run", []string{"run", "busybox", "true"}},
+	{"exec", []string{"exec", "box", "sh", "-c", "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; done"}},
+	{"stop", []string{"stop", "box"}},
+	{"rm", []string{"rm", "--force", "box"}},
+}
+
+// killInLife kills n times, each time another of the supervisor, QEMU and both,
+// at a random moment of another act. Then ps tells the truth, gc brings back all
+// that was acquired, and the next sandbox can be made.
+func killInLife(t *testing.T, n int) {
+	m := install(t)
+	m.mustRun(t, "run", "busybox", "true") // what is made once for all
+	victims := []string{"supervisor", "machine", "both"}
+	for i := range n {
+		act, victim := lifeActs[i%len(lifeActs)], victims[rand.IntN(len(victims))]
+		t.Run(fmt.Sprintf("%d %s, %s", i, act.name, victim), func(t *testing.T) {
+			kept := rand.IntN(2) == 0
+			create := []string{"run", "--detach", "--name", "box", fmt.Sprintf("--rm=%v", !kept), "busybox", "sleep", "1000"}
+			span := 300 * time.Millisecond
+			if act.args == nil {
+				act.args, span = create, 5*time.Second
+			} else {
+				m.mustRun(t, create...)
+			}
+			if act.name == "run" {
+				span = 4 * time.Second
+			}
+			acting := m.command(t, act.args...)
+			var said bytes.Buffer
+			acting.Stdout, acting.Stderr = &said, &said
+			if err := acting.Start(); err != nil {
+				t.Fatal(err)
+			}
+			delay := time.Duration(rand.Float64() * float64(span))
+			time.Sleep(delay)
+			killed := m.kill(t, victim)
+			overdue := time.AfterFunc(time.Minute, func() {
+				t.Errorf("`%s` hangs", strings.Join(act.args, " "))
+				acting.Process.Kill()
+			})
+			acting.Wait() // how it ends depends on the moment
+			overdue.Stop()
+			t.Logf("after %v: %d killed, kept %v; it said %q", delay.Round(time.Millisecond), killed, kept, said.String())
+
+			m.tellsTheTruth(t)
+			m.mustRun(t, "gc")
+			for _, info := range m.list(t) {
+				if !kept && !info.Status.Alive() {
+					t.Errorf("after gc there is %+v", info)
+				}
+			}
+			left, err := filepath.Glob(filepath.Join(m.home, "state", "sandboxes", "*", "*"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, path := range left {
+				if name := filepath.Base(path); len(m.processes(t)) == 0 && (name == "control.sock" || strings.HasPrefix(name, ".new-") || strings.HasPrefix(name, "vm-")) {
+					t.Errorf("after gc there is %s", path)
+				}
+			}
+			for _, info := range m.list(t) {
+				m.mustRun(t, "rm", "--force", info.ID)
+			}
+			if left := m.processes(t); len(left) > 0 {
+				t.Errorf("left: processes %v", left)
+			}
+			m.leavesNothing(t)
+		})
+	}
+	m.mustRun(t, "run", "busybox", "true")
+	m.leavesNothing(t)
+}
+
+// processes are the ids of the supervisors and machines of m's sandboxes.
+func (m *installed) processes(t *testing.T) (pids []int) {
+	t.Helper()
+	return append(m.supervisors(t), m.machines(t)...)
+}
+
+// supervisors are the processes of the hidden command that have m's home.
+func (m *installed) supervisors(t *testing.T) (pids []int) {
+	t.Helper()
+	for _, pid := range processesNaming(t, superviseCommand) {
+		environ, err := os.ReadFile("/proc/" + pid + "/environ")
+		if err == nil && bytes.Contains(environ, []byte("MATCHLOCK_HOME="+m.home+"\x00")) {
+			n, _ := strconv.Atoi(pid)
+			pids = append(pids, n)
+		}
+	}
+	return pids
+}
+
+// machines are the QEMUs that have files of m's sandboxes open.
+func (m *installed) machines(t *testing.T) (pids []int) {
+	t.Helper()
+	for _, pid := range processesNaming(t, "matchlock-") {
+		open, _ := filepath.Glob("/proc/" + pid + "/fd/*")
+		for _, fd := range open {
+			if target, err := os.Readlink(fd); err == nil && strings.HasPrefix(target, m.home+"/") {
+				n, _ := strconv.Atoi(pid)
+				pids = append(pids, n)
+				break
+			}
+		}
+	}
+	return pids
+}
+
+// kill kills what victim says, and returns how many processes that were.
+func (m *installed) kill(t *testing.T, victim string) (killed int) {
+	t.Helper()
+	var pids []int
+	if victim != "machine" {
+		pids = m.supervisors(t)
+	}
+	if victim != "supervisor" {
+		pids = append(pids, m.machines(t)...)
+	}
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err == nil {
+			killed++
+		} else if !errors.Is(err, syscall.ESRCH) {
+			t.Fatal(err)
+		}
+	}
+	return killed
+}
+
+// list is what `ps --all` tells.
+func (m *installed) list(t *testing.T) (list []api.Info) {
+	t.Helper()
+	r := m.run(t, nil, "ps", "--all", "--json")
+	if r.status != 0 {
+		t.Fatalf("ps: status %d\n%s", r.status, r.stderr)
+	}
+	for lines := bufio.NewScanner(strings.NewReader(r.stdout)); lines.Scan(); {
+		var info api.Info
+		if err := json.Unmarshal(lines.Bytes(), &info); err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, info)
+	}
+	return list
+}
+
+// tellsTheTruth compares what ps says with the processes that there are, which a
+// second after a kill must agree.
+func (m *installed) tellsTheTruth(t *testing.T) {
+	t.Helper()
+	var list []api.Info
+	var supervisors, machines []int
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		list, supervisors, machines = m.list(t), m.supervisors(t), m.machines(t)
+		alive := 0
+		for _, info := range list {
+			if info.Status.Alive() {
+				alive++
+			}
+		}
+		if alive == len(supervisors) && alive == len(machines) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("ps says %+v; there are supervisors %v and machines %v", list, supervisors, machines)
+		}
+	}
+	for _, info := range list {
+		if !info.Status.Alive() {
+			continue
+		}
+		if r := m.run(t, nil, "exec", info.ID, "echo", "here"); r.status != 0 || r.stdout != "here\n" {
+			t.Errorf("%s is %s, but exec: status %d, %q\n%s", info.ID, info.Status, r.status, r.stdout, r.stderr)
+		}
+	}
+}
+
+// TestVMManyAtOnce has ten make, use and remove sandboxes at once.
+func TestVMManyAtOnce(t *testing.T) {
+	m := install(t)
+	const sandboxes, workers = 30, 10
+	var all sync.WaitGroup
+	for worker := range workers {
+		all.Go(func() {
+			for i := range sandboxes / workers {
+				name := fmt.Sprintf("box-%d-%d", worker, i)
+				for _, args := range [][]string{
+					{"run", "--detach", "--name", name, "--memory", "128m", "busybox", "sleep", "1000"},
+					{"exec", name, "hostname"},
+					{"stop", "--time", "0", name},
+					{"rm", name},
+				} {
+					cmd := m.command(t, args...)
+					if out, err := cmd.CombinedOutput(); err != nil {
+						t.Errorf("%s: %v\n%s", strings.Join(args, " "), err, out)
+					}
+				}
+			}
+		})
+	}
+	all.Wait()
+	m.leavesNothing(t)
+	if left := m.processes(t); len(left) > 0 {
+		t.Errorf("left: processes %v", left)
+	}
+}
