@@ -117,6 +117,9 @@ func (r *remote) explain(ctx context.Context, err error) error {
 		}
 		return err
 	}
+	if errors.Is(err, control.ErrSilent) {
+		return r.hangs(err)
+	}
 	if !errors.Is(err, control.ErrNotListening) && !errors.Is(err, wire.ErrReset) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
 	}
@@ -129,9 +132,14 @@ func (r *remote) explain(ctx context.Context, err error) error {
 	case lookErr != nil:
 		return fmt.Errorf("sandbox %q: %w: it has ended and was removed", r.entry.Name, ErrNotRunning)
 	case e.Status.Alive():
-		return fmt.Errorf("sandbox %q: %w", r.entry.Name, err)
+		return r.hangs(err)
 	}
 	return notAlive(e)
+}
+
+// hangs is the error of a supervisor that is there and does not do its part.
+func (r *remote) hangs(err error) error {
+	return &hintError{fmt.Errorf("sandbox %q: %w", r.entry.Name, err), "`matchlock rm --force` ends it, whatever it is at"}
 }
 
 // toldError is what a supervisor said of an error that callers branch on.

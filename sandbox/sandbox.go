@@ -32,6 +32,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -143,7 +145,17 @@ func (o Options) New(ctx context.Context, config api.Config) (*Sandbox, error) {
 			return nil, err
 		}
 	}
-	s := newSupervisor(o, config.WithDefaults())
+	config = config.WithDefaults()
+	config.Disks = slices.Clone(config.Disks)
+	for i := range config.Disks {
+		// It may be started again in another folder.
+		path, err := filepath.Abs(config.Disks[i].File)
+		if err != nil {
+			return nil, err
+		}
+		config.Disks[i].File = path
+	}
+	s := newSupervisor(o, config)
 	if err := s.start(ctx, nil); err != nil {
 		return nil, errors.Join(err, s.close())
 	}

@@ -52,10 +52,12 @@ type supervisor struct {
 	machine guestMachine
 	client  *agent.Client
 
-	life context.Context // of what it starts; its cause says why it ends
-	end  context.CancelCauseFunc
-	over context.Context // ends when the sandbox has ended and its record says so
-	done context.CancelFunc
+	life  context.Context // of what it starts; its cause says why it ends
+	end   context.CancelCauseFunc
+	begun context.Context // ends when start has, well or not
+	begin context.CancelFunc
+	over  context.Context // ends when the sandbox has ended and its record says so
+	done  context.CancelFunc
 
 	starting sync.Mutex // held by start, so that close undoes all of it
 	closing  sync.Once
@@ -80,6 +82,7 @@ func newSupervisor(o Options, config api.Config) *supervisor {
 	}
 	s.client = agent.NewClient(s.dial)
 	s.life, s.end = context.WithCancelCause(context.Background())
+	s.begun, s.begin = context.WithCancel(context.Background())
 	s.over, s.done = context.WithCancel(context.Background())
 	return s
 }
@@ -90,6 +93,7 @@ func newSupervisor(o Options, config api.Config) *supervisor {
 func (s *supervisor) start(ctx context.Context, dir *state.Dir) error {
 	s.starting.Lock()
 	defer s.starting.Unlock()
+	defer s.begin()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.life, func() { cancel(context.Cause(s.life)) })()
@@ -311,7 +315,7 @@ func (s *supervisor) recordEnd() error {
 		}
 	}
 	s.mu.Lock()
-	failure, main := s.failure, s.main
+	failure, main, ready := s.failure, s.main, s.ready
 	s.mu.Unlock()
 	return s.dir.Update(func(r *state.Record) {
 		r.Status, r.Finished, r.PID, r.Error = api.StatusStopped, time.Now(), 0, failure
@@ -320,7 +324,7 @@ func (s *supervisor) recordEnd() error {
 			if r.Error == "" {
 				r.Error = main.failure
 			}
-		} else if failure != "" {
+		} else if failure != "" && ready {
 			r.ExitCode = new(statusUnknown)
 		}
 	})
@@ -337,6 +341,11 @@ func (s *supervisor) leave() error {
 func (s *supervisor) process() *process { return &s.proc }
 
 func (s *supervisor) dial(ctx context.Context, port uint32) (net.Conn, error) {
+	select {
+	case <-s.begun.Done():
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	m := s.guest()
 	if m == nil {
 		return nil, ErrNotRunning

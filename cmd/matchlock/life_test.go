@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -234,3 +235,109 @@ func TestVMManyAtOnce(t *testing.T) {
 		t.Errorf("left: processes %v", left)
 	}
 }
+
+// TestVMHungSupervisor has a supervisor stand still: others say so in time, and
+// rm --force ends it.
+func TestVMHungSupervisor(t *testing.T) {
+	m := install(t)
+	m.mustRun(t, "run", "--detach", "--name", "box", "busybox", "sleep", "1000")
+	pids := m.supervisors(t)
+	if len(pids) != 1 {
+		t.Fatalf("supervisors: %v", pids)
+	}
+	if err := syscall.Kill(pids[0], syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	r := m.run(t, nil, "exec", "box", "true")
+	if r.status != 125 || !strings.Contains(r.stderr, `error: sandbox "box": its supervisor does not answer`) || !strings.Contains(r.stderr, "hint: `matchlock rm --force` ends it") {
+		t.Errorf("exec: status %d\n%s", r.status, r.stderr)
+	}
+	m.mustRun(t, "rm", "--force", "box")
+	if left := m.processes(t); len(left) > 0 {
+		t.Errorf("left: processes %v", left)
+	}
+	m.leavesNothing(t)
+}
+
+// TestVMOutsider builds a program outside this module, as a user of the library
+// would, and runs it.
+func TestVMOutsider(t *testing.T) {
+	m := install(t)
+	module, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, content := range map[string]string{
+		"main.go": outsider,
+		"go.mod": "module example.com/outsider\n\ngo 1.26.0\n\nrequire github.com/matchlock/matchlock v0.0.0\n\n" +
+			"replace github.com/matchlock/matchlock => " + module + "\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, args := range [][]string{{"mod", "tidy"}, {"build", "-o", "outsider", "."}} {
+		build := exec.Command("go", args...)
+		build.Dir = dir
+		build.Env = append(os.Environ(), "GOFLAGS=-mod=mod", "CGO_ENABLED=0", "GOWORK=off")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	cmd := m.command(t)
+	cmd.Path, cmd.Args = filepath.Join(dir, "outsider"), []string{"outsider"}
+	cmd.Env = append(cmd.Env, "MATCHLOCK_HELPER="+m.program)
+	if r := ended(t, cmd); r.status != 0 || r.stdout != "hello\nroot:x:0:0\nserved\n" {
+		t.Errorf("status %d\n%s%s", r.status, r.stdout, r.stderr)
+	}
+	m.leavesNothing(t)
+}
+
+// outsider starts a sandbox, runs a command, reads a file, dials a port in the
+// guest and closes, in 20 lines of main.
+const outsider = `package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"log"
+	"time"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/sandbox"
+)
+
+func main() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	sb, err := sandbox.New(ctx, api.Config{Image: "busybox"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sb.Close()
+	out, err := sb.Command(ctx, "echo", "hello").Output()
+	fmt.Print(string(out), orNothing(err))
+	passwd, err := fs.ReadFile(sb.FS(ctx), "etc/passwd")
+	fmt.Print(string(passwd[:10]), "\n", orNothing(err))
+	server := sb.Command(ctx, "nc", "-l", "-p", "8080", "-e", "echo", "served")
+	if err := server.Start(); err != nil {
+		log.Fatal(err)
+	}
+	conn, err := sb.DialContext(ctx, "tcp", "localhost:8080")
+	for ; err != nil; conn, err = sb.DialContext(ctx, "tcp", "localhost:8080") {
+		time.Sleep(50 * time.Millisecond)
+	}
+	answer, err := io.ReadAll(conn)
+	fmt.Print(string(answer), orNothing(err))
+}
+
+func orNothing(err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	return ""
+}
+`

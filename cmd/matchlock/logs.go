@@ -39,7 +39,7 @@ Logs are kept until the sandbox is removed, the last 32 MiB of them.`,
 			}
 			out := &logPrinter{stdout: os.Stdout, stderr: os.Stderr, times: times, json: asJSON, middle: map[string]bool{}}
 			if info.Status == api.StatusStopped && info.Error != "" && info.ExitCode == nil && !query.Console {
-				fmt.Fprintf(os.Stderr, "matchlock: it did not start: %s\n", info.Error)
+				fmt.Fprintf(os.Stderr, "matchlock: it did not start: %s\n", printable(info.Error))
 				console := query
 				console.Console, console.Follow = true, false
 				if err := o.Logs(cmd.Context(), info.ID, console, out.print); err != nil {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -88,10 +89,12 @@ func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, lineTime)
 	defer cancel()
 	conn, err := hostfs.Dial(ctx, c.path)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, ErrNotListening
-	}
-	if err != nil {
+	case errors.Is(err, syscall.EAGAIN): // more wait already than it lets wait
+		return nil, ErrSilent
+	case err != nil:
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
 	return conn, nil
@@ -191,8 +194,13 @@ func broken(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+	case slices.ContainsFunc(gone, func(g error) bool { return errors.Is(err, g) }):
 		return ErrNotListening
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return ErrSilent
 	}
 	return err
 }
+
+// gone are the errors of a server that has ended.
+var gone = []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE}

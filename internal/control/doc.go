@@ -82,8 +82,12 @@ func (e *Error) Hint() string { return e.HintText }
 // CodeNoSuchMethod is the Error.Code of a method that the server does not have.
 const CodeNoSuchMethod = "no_such_method"
 
-// ErrNotListening says that there is no server: none yet, or none any more.
-var ErrNotListening = errors.New("its supervisor does not answer")
+var (
+	// ErrNotListening says that there is no server: none yet, or none any more.
+	ErrNotListening = errors.New("its supervisor does not listen")
+	// ErrSilent says that there is a server that does not answer in time.
+	ErrSilent = errors.New("its supervisor does not answer")
+)
 
 // VersionError is a server that speaks another protocol.
 type VersionError struct{ Server int }
