@@ -42,6 +42,7 @@ type input struct {
 	mu      sync.Mutex
 	change  sync.Cond
 	queue   []byte
+	held    int  // bytes that the host has not been told of as taken, the queue's among them
 	last    byte // typed so far
 	ended   bool // nothing comes after the queue
 	stopped bool
@@ -57,9 +58,10 @@ func newInput(file *os.File, tty *terminal) *input {
 func (i *input) put(p []byte) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.ended || len(i.queue)+len(p) > stdinWindow {
+	if i.ended || i.held+len(p) > stdinWindow {
 		return false
 	}
+	i.held += len(p)
 	if !i.stopped {
 		i.queue = append(i.queue, p...)
 		i.change.Signal()
@@ -113,6 +115,9 @@ func (i *input) pump(out *wire.FrameWriter) {
 			return
 		}
 		i.last = p[len(p)-1]
+		i.mu.Lock()
+		i.held -= len(p)
+		i.mu.Unlock()
 		var e wire.Encoder
 		e.Uvarint(uint64(len(p)))
 		out.WriteFrame(frameStdinTaken, e.Encoded())

@@ -300,7 +300,8 @@ type queue struct {
 
 	mu     sync.Mutex
 	change sync.Cond
-	held   []byte
+	queued []byte
+	held   int // bytes that the client has not been told of as taken, the queued ones among them
 	ended  bool
 	closed bool
 }
@@ -317,10 +318,11 @@ func newQueue(out *wire.FrameWriter, to Controls) *queue {
 func (q *queue) put(p []byte) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.ended || len(q.held)+len(p) > inputWindow {
+	if q.ended || q.held+len(p) > inputWindow {
 		return false
 	}
-	q.held = append(q.held, p...)
+	q.held += len(p)
+	q.queued = append(q.queued, p...)
 	q.change.Signal()
 	return true
 }
@@ -342,11 +344,11 @@ func (q *queue) close() {
 func (q *queue) pump() {
 	for {
 		q.mu.Lock()
-		for len(q.held) == 0 && !q.ended && !q.closed {
+		for len(q.queued) == 0 && !q.ended && !q.closed {
 			q.change.Wait()
 		}
-		p, ended := q.held, q.ended
-		q.held = nil
+		p, ended := q.queued, q.ended
+		q.queued = nil
 		q.mu.Unlock()
 		if len(p) == 0 {
 			if ended && q.to.InputEnd != nil {
@@ -357,6 +359,9 @@ func (q *queue) pump() {
 		if q.to.Input != nil {
 			q.to.Input(p) // one that takes no more loses nothing that matters: the client learns of the command's end
 		}
+		q.mu.Lock()
+		q.held -= len(p)
+		q.mu.Unlock()
 		var e wire.Encoder
 		e.Uvarint(uint64(len(p)))
 		q.out.WriteFrame(frameTaken, e.Encoded()) // a client that is gone has no use for it
