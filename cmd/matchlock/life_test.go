@@ -138,7 +138,8 @@ func (m *installed) machines(t *testing.T) (pids []int) {
 	return pids
 }
 
-// kill kills what victim says, and returns how many processes that were.
+// kill kills what victim says, and returns how many processes that were. They are
+// gone then.
 func (m *installed) kill(t *testing.T, victim string) (killed int) {
 	t.Helper()
 	var pids []int
@@ -153,6 +154,14 @@ func (m *installed) kill(t *testing.T, victim string) (killed int) {
 			killed++
 		} else if !errors.Is(err, syscall.ESRCH) {
 			t.Fatal(err)
+		}
+	}
+	// A process that is dying looks alive for a moment.
+	for deadline := time.Now().Add(5 * time.Second); len(pids) > 0; time.Sleep(time.Millisecond) {
+		if syscall.Kill(pids[0], 0) != nil {
+			pids = pids[1:]
+		} else if time.Now().After(deadline) {
+			t.Fatalf("process %d was killed and is there", pids[0])
 		}
 	}
 	return killed
