@@ -16,11 +16,12 @@ import (
 
 // The control port carries one request and its answer at a time, as packets.
 // A request is its kind (1), a number (8) and a body; the answer is that number,
-// whether it went well (1), and a body: of a hello the version, of a failure its
-// text. An answer with another number belongs to a request that nobody waits for
+// whether it went well (1), and a body: of a hello what Hello has, of a failure
+// its text. An answer with another number belongs to a request that nobody waits for
 // any more.
 const (
 	controlHello = iota + 1
+	controlPrepare
 	controlSetup
 	controlBoot
 	controlClock
@@ -39,10 +40,30 @@ const (
 
 // Hello is what a guest says of itself.
 type Hello struct {
-	Version uint32 // wire.Version, as the guest has it
+	Version  uint32 // wire.Version, as the guest has it
+	Prepared bool   // Prepare has been called, maybe in the machine that this one is a copy of
 }
 
-// Setup is what a machine's configuration implies for its guest.
+// Preparation is what all machines of a shape have in common, so that one of
+// them can be prepared for all.
+type Preparation struct {
+	Params string // wire.Params in text form: the root, the share of processors, the privileges count
+	Time   time.Time
+}
+
+func (p *Preparation) encode() []byte {
+	var e wire.Encoder
+	e.String(p.Params)
+	encodeTime(&e, p.Time)
+	return e.Encoded()
+}
+
+func decodePreparation(d *wire.Decoder) *Preparation {
+	return &Preparation{Params: d.String(maxText), Time: decodeTime(d)}
+}
+
+// Setup is what a machine's configuration implies for its guest and, in a copy
+// of a machine, everything that must not be what it was in the other.
 type Setup struct {
 	Params  string // wire.Params in text form
 	Time    time.Time
@@ -176,8 +197,15 @@ func (c *Control) Hello(ctx context.Context) (Hello, error) {
 		return Hello{}, err
 	}
 	d := wire.NewDecoder(answer)
-	hello := Hello{Version: d.Uint32()}
+	hello := Hello{Version: d.Uint32(), Prepared: d.Bool()}
 	return hello, d.Done()
+}
+
+// Prepare has the guest do what is the same in all machines of a shape. It is
+// called once, before Setup; between the two the machine may be copied.
+func (c *Control) Prepare(ctx context.Context, p Preparation) error {
+	_, err := c.call(ctx, controlPrepare, p.encode())
+	return err
 }
 
 // Setup makes the guest what the machine's configuration says.
@@ -282,6 +310,8 @@ func (c *Control) exchange(kind byte, body []byte) ([]byte, error) {
 // A ControlHandler does in the guest what comes in by the control port: one
 // request at a time.
 type ControlHandler interface {
+	Prepared() bool
+	Prepare(*Preparation) error
 	Setup(*Setup) error
 	Boot(*api.BootData) error
 	SetClock(time.Time) error
@@ -332,8 +362,12 @@ func handleControl(h ControlHandler, kind byte, body []byte) (answer []byte, err
 	case controlHello:
 		var e wire.Encoder
 		e.Uint32(wire.Version)
+		e.Bool(h.Prepared())
 		answer = e.Encoded()
 		act = func() error { return nil }
+	case controlPrepare:
+		preparation := decodePreparation(d)
+		act = func() error { return h.Prepare(preparation) }
 	case controlSetup:
 		setup := decodeSetup(d)
 		act = func() error { return h.Setup(setup) }

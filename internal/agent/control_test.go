@@ -33,10 +33,17 @@ func (r *recorder) record(call any) error {
 	return r.err
 }
 
-func (r *recorder) Setup(s *Setup) error       { return r.record(*s) }
-func (r *recorder) Boot(b *api.BootData) error { return r.record(*b) }
-func (r *recorder) Reset(epoch uint64) error   { return r.record(epoch) }
-func (r *recorder) PowerOff() error            { return r.record("power off") }
+func (r *recorder) Prepared() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.calls) > 0
+}
+
+func (r *recorder) Prepare(p *Preparation) error { return r.record(*p) }
+func (r *recorder) Setup(s *Setup) error         { return r.record(*s) }
+func (r *recorder) Boot(b *api.BootData) error   { return r.record(*b) }
+func (r *recorder) Reset(epoch uint64) error     { return r.record(epoch) }
+func (r *recorder) PowerOff() error              { return r.record("power off") }
 func (r *recorder) SetClock(t time.Time) error {
 	if r.wait != nil {
 		<-r.wait
@@ -85,8 +92,15 @@ func newControl(t *testing.T, h ControlHandler) *Control {
 func TestControl(t *testing.T) {
 	r := new(recorder)
 	c := newControl(t, r)
-	if hello, err := c.Hello(t.Context()); err != nil || hello.Version != wire.Version {
+	if hello, err := c.Hello(t.Context()); err != nil || hello != (Hello{Version: wire.Version}) {
 		t.Fatalf("got %v, %v", hello, err)
+	}
+	preparation := Preparation{Params: "matchlock.root=disk", Time: time.Unix(1234567890, 123)}
+	if err := c.Prepare(t.Context(), preparation); err != nil || !reflect.DeepEqual(r.last(), preparation) {
+		t.Errorf("got %+v, %v; want %+v", r.last(), err, preparation)
+	}
+	if hello, err := c.Hello(t.Context()); err != nil || hello != (Hello{Version: wire.Version, Prepared: true}) {
+		t.Errorf("got %v, %v", hello, err)
 	}
 	setup := Setup{
 		Params:  "hostname=x ip=1.2.3.4",

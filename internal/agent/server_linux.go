@@ -79,6 +79,36 @@ func (s *Server) Close() error {
 	return nil
 }
 
+// WarmUp runs the program at path, by the name given, as a request for it would,
+// and waits for its end. It fails if that has any status but 0.
+func (s *Server) WarmUp(path, name string) error {
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	s.serving.Go(func() { s.ServeConn(theirs) })
+	ours.SetDeadline(time.Now().Add(answerTime))
+	request := execRequest{args: []string{path, name}, dir: "/"}
+	if err := wire.NewFrameWriter(ours).WriteFrame(requestExec, request.encode()); err != nil {
+		return wrap("warm-up", err)
+	}
+	for in := wire.NewFrameReader(ours); ; {
+		switch kind, payload, err := in.Next(wire.MaxData); {
+		case err != nil:
+			return wrap("warm-up", err)
+		case kind == frameFailed:
+			return wrap("warm-up", decodeError(payload))
+		case kind == frameExit:
+			exit, err := decodeExit(payload)
+			if err == nil && exit.Code != 0 {
+				err = errors.New("status " + strconv.Itoa(exit.Code))
+			}
+			if err != nil {
+				return wrap("warm-up", err)
+			}
+			return nil
+		}
+	}
+}
+
 // ServeConn serves one stream to wire.PortAgent, and closes it.
 func (s *Server) ServeConn(conn net.Conn) {
 	defer context.AfterFunc(s.life, func() { conn.Close() })()

@@ -31,6 +31,9 @@ func Main() error {
 		if os.Args[0] == limitsName {
 			return runLimited(os.Args[1:])
 		}
+		if len(os.Args) == 2 && os.Args[1] == warmName {
+			os.Exit(0)
+		}
 		return errors.New("this is the init of a matchlock guest; it runs as PID 1 only")
 	}
 	// Unhandled, these would end the runtime and with it the machine. They are
@@ -73,7 +76,7 @@ type guest struct {
 	starter *starter
 	server  *agent.Server
 
-	isSetUp, isBooted bool
+	isPrepared, isSetUp, isBooted bool
 
 	mu   sync.Mutex
 	data *port // while open
@@ -115,11 +118,46 @@ func loadModule(path string) error {
 	return nil
 }
 
-// Setup implements agent.ControlHandler: root, network, name and clock, all of
-// what the machine's configuration implies.
+// Prepared implements agent.ControlHandler.
+func (g *guest) Prepared() bool { return g.isPrepared }
+
+// Prepare implements agent.ControlHandler: all that is the same in every sandbox
+// of one image and shape. It makes nothing that must differ between two of them,
+// and no byte of the image is executed: the machine may become a template.
+func (g *guest) Prepare(p *agent.Preparation) error {
+	if g.isPrepared {
+		return errors.New("prepared before")
+	}
+	g.isPrepared = true
+	params, err := wire.ParseParams(g.params, p.Params)
+	if err != nil {
+		return err
+	}
+	g.params = params
+	if err := setClock(p.Time); err != nil {
+		return err
+	}
+	g.starter = newStarter()
+	if g.starter.cgroup, err = makeCgroup(params.CPUs); err != nil {
+		return err
+	}
+	if err := enterRoot(params); err != nil {
+		return err
+	}
+	g.server = agent.NewServer(g.starter, nil)
+	if err := g.confine(api.Confinement{}); err != nil {
+		return err
+	}
+	return g.warmUp()
+}
+
+// Setup implements agent.ControlHandler: clock, entropy, network, name and disks,
+// all of what the machine's configuration implies beyond its shape. It comes
+// before any user code, and fails closed: a copy of a machine that keeps what
+// the other had never runs any.
 func (g *guest) Setup(s *agent.Setup) error {
-	if g.isSetUp {
-		return errors.New("set up before")
+	if g.isSetUp || !g.isPrepared {
+		return errors.New("set up before, or not prepared")
 	}
 	g.isSetUp = true
 	params, err := wire.ParseParams(g.params, s.Params)
@@ -136,23 +174,13 @@ func (g *guest) Setup(s *agent.Setup) error {
 	if err := configureNetwork(params); err != nil {
 		return err
 	}
-	g.starter = newStarter()
-	if g.starter.cgroup, err = makeCgroup(params.CPUs); err != nil {
-		return err
-	}
-	if err := enterRoot(params); err != nil {
-		return err
-	}
 	if err := writeIdentity(params, s.Hosts); err != nil {
 		return err
 	}
 	if err := mountDisks(params.Disks, g.devices); err != nil {
 		return err
 	}
-	g.server = agent.NewServer(g.starter, s.Env)
-	if err := g.confine(api.Confinement{}); err != nil {
-		return err
-	}
+	g.server.AddEnv(s.Env)
 	go g.serveData()
 	return nil
 }

@@ -54,8 +54,9 @@ type Narrator interface {
 	LastLines() string
 }
 
-// A Settler is a Hypervisor that wants to rearrange itself between the guest's
-// set-up and the first user code, while nothing is under way.
+// A Settler is a Hypervisor that wants to rearrange itself, or to copy its
+// guest, when that is prepared and not yet set up: it knows nothing then that is
+// not the same in all guests of its shape, and nothing is under way.
 type Settler interface {
 	// Settle returns when the guest runs on. If fresh, the connections made before
 	// are over, and the guest has lost the time that it took.
@@ -145,10 +146,17 @@ func (m *Machine) start(ctx context.Context) error {
 	return m.Explain(ctx, m.setUp(inner))
 }
 
-// setUp waits for the guest to boot and makes it what the configuration says.
+// setUp waits for the guest to answer and makes it what the configuration says.
 func (m *Machine) setUp(ctx context.Context) error {
-	if err := m.connect(ctx); err != nil {
+	hello, err := m.connect(ctx)
+	if err != nil {
 		return err
+	}
+	// A guest that is a copy of a prepared one is prepared.
+	if !hello.Prepared {
+		if err := m.prepare(ctx); err != nil {
+			return err
+		}
 	}
 	setup := agent.Setup{
 		Params:  m.config.Params.String(),
@@ -164,47 +172,48 @@ func (m *Machine) setUp(ctx context.Context) error {
 		return fmt.Errorf("guest set-up: %w", err)
 	}
 	m.clockSet = setup.Time
-	if settler, ok := m.hv.(Settler); ok {
-		if err := m.settle(setupCtx, settler); err != nil {
-			return err
-		}
-	}
 	m.serving.Go(m.keepClock)
 	return m.listenVsock()
 }
 
-// settle lets the hypervisor rearrange itself.
-func (m *Machine) settle(ctx context.Context, settler Settler) error {
+// prepare has the guest do what is the same in all guests of its shape, and lets
+// the hypervisor rearrange itself after that.
+func (m *Machine) prepare(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
+	defer cancel()
+	if err := m.control.Prepare(ctx, agent.Preparation{Params: m.config.Params.String(), Time: time.Now()}); err != nil {
+		return fmt.Errorf("guest preparation: %w", err)
+	}
+	settler, ok := m.hv.(Settler)
+	if !ok {
+		return nil
+	}
 	fresh, err := settler.Settle(ctx)
 	if err != nil || !fresh {
 		return err
 	}
 	m.control.Close()
-	if err := m.connect(ctx); err != nil {
-		return err
-	}
-	m.clockSet = time.Time{} // it stood still
-	return m.setClock(ctx)
+	_, err = m.connect(ctx)
+	return err
 }
 
 // connect opens the control port and waits for the guest to answer.
-func (m *Machine) connect(ctx context.Context) error {
+func (m *Machine) connect(ctx context.Context) (hello agent.Hello, err error) {
 	conn, err := m.hv.DialVsock(ctx, wire.PortControl)
 	if err != nil {
-		return fmt.Errorf("control port: %w", err)
+		return hello, fmt.Errorf("control port: %w", err)
 	}
 	control := agent.NewControl(conn)
 	m.mu.Lock()
 	m.control = control // for Close from now on; it is used when the machine runs
 	m.mu.Unlock()
-	hello, err := m.greet(ctx, control)
-	if err != nil {
-		return err
+	if hello, err = m.greet(ctx, control); err != nil {
+		return hello, err
 	}
 	if hello.Version != wire.Version {
-		return fmt.Errorf("guest speaks version %d, the host %d", hello.Version, wire.Version)
+		return hello, fmt.Errorf("guest speaks version %d, the host %d", hello.Version, wire.Version)
 	}
-	return nil
+	return hello, nil
 }
 
 // greet returns the guest's first answer. One that does not come is told with

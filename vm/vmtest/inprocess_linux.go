@@ -108,8 +108,10 @@ func (h *inProcess) DialVsock(ctx context.Context, port uint32) (net.Conn, error
 	return ours, nil
 }
 
-func (h *inProcess) Setup(s *agent.Setup) error    { h.server.AddEnv(s.Env); return nil }
-func (h *inProcess) Boot(data *api.BootData) error { h.server.AddEnv(data.Env); return nil }
-func (h *inProcess) SetClock(time.Time) error      { return nil } // the host's is right
-func (h *inProcess) Reset(uint64) error            { return nil }
-func (h *inProcess) PowerOff() error               { go h.end(); return nil }
+func (h *inProcess) Prepared() bool                     { return false }
+func (h *inProcess) Prepare(p *agent.Preparation) error { return nil } // the host is as it is
+func (h *inProcess) Setup(s *agent.Setup) error         { h.server.AddEnv(s.Env); return nil }
+func (h *inProcess) Boot(data *api.BootData) error      { h.server.AddEnv(data.Env); return nil }
+func (h *inProcess) SetClock(time.Time) error           { return nil } // the host's is right
+func (h *inProcess) Reset(uint64) error                 { return nil }
+func (h *inProcess) PowerOff() error                    { go h.end(); return nil }
