@@ -63,6 +63,9 @@ type Options struct {
 	Kernel string
 	// Accel is "auto", "kvm" or "tcg"; empty is auto.
 	Accel string
+	// Cold boots the guest, and neither uses nor makes a template of one that has
+	// booted.
+	Cold bool
 	// Backend takes the place of QEMU.
 	Backend vm.Backend
 	// Name is the sandbox's, of [a-z0-9_.-]; empty: one is made up.

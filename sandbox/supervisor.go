@@ -164,26 +164,35 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 		}
 		s.unwind.push(release)
 	}
-	if dir == nil {
-		if err := createScratch(ctx, home, s.dir, s.config.DiskSize); err != nil {
-			return err
-		}
-	}
 	clock.lap("disks")
 
+	scratch := func(ctx context.Context) error { return createScratch(ctx, home, s.dir, s.config.DiskSize) }
+	if dir != nil {
+		scratch = nil // it is there
+	}
 	backend := s.options.Backend
 	if backend == nil {
-		backend = qemu.New(qemu.Options{
-			Accel:    s.options.Accel,
-			CacheDir: home.Cache,
-			RunDir:   s.dir.Path(),
-			Logger:   s.log,
+		options := qemu.Options{
+			Accel:       s.options.Accel,
+			CacheDir:    home.Cache,
+			RunDir:      s.dir.Path(),
+			Scratch:     scratch,
+			ScratchSize: s.config.DiskSize,
+			Logger:      s.log,
 			Boot: func(ctx context.Context, _ string) (qemu.BootFiles, error) {
 				clock.lap("host")
 				defer clock.lap("kernel")
 				return s.options.bootFiles(ctx, home)
 			},
-		})
+		}
+		if !s.options.Cold {
+			options.Templates = home.Templates()
+		}
+		backend = qemu.New(options)
+	} else if scratch != nil {
+		if err := scratch(ctx); err != nil {
+			return err
+		}
 	}
 	made, err := backend.Create(ctx, vmConfig(s.dir, &s.config, img.Layers))
 	if err != nil {

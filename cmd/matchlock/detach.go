@@ -32,6 +32,7 @@ type order struct {
 	Name   string     `json:"name,omitempty"`
 	Remove bool       `json:"remove"` // the sandbox when it ends
 	Accel  string     `json:"accel,omitempty"`
+	Cold   bool       `json:"cold,omitempty"`
 
 	Stdin  bool `json:"stdin"`
 	Tty    bool `json:"tty"`
@@ -40,7 +41,7 @@ type order struct {
 
 func (a *app) runDetached(cmd *cobra.Command, f *runFlags) error {
 	info, err := a.supervise(cmd.Context(), order{
-		Config: f.config, Name: f.name, Remove: f.remove, Accel: f.accel,
+		Config: f.config, Name: f.name, Remove: f.remove, Accel: f.accel, Cold: f.cold,
 		Stdin: f.interactive, Tty: f.tty, Timing: f.timing,
 	})
 	if err != nil {
@@ -130,7 +131,7 @@ func (a *app) superviseSandbox(ctx context.Context, o order) error {
 	if a.logLevel == defaultLogLevel {
 		options.Logger = nil // what it has to say later goes to the sandbox's log
 	}
-	options.Name, options.Keep, options.Accel = o.Name, !o.Remove, o.Accel
+	options.Name, options.Keep, options.Accel, options.Cold = o.Name, !o.Remove, o.Accel, o.Cold
 	options.Progress = bars.progress
 	if o.Timing {
 		options.Timing = printTiming

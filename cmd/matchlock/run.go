@@ -25,8 +25,8 @@ type runFlags struct {
 	name           string
 	detach, remove bool
 	stdioFlags
-	accel  string
-	timing bool
+	accel        string
+	cold, timing bool
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -97,6 +97,7 @@ removed. Without any command it idles.`,
 		fs.StringVar((*string)(&c.Pull), "pull", "missing", "`WHEN` to ask the registry: missing, always or never")
 		fs.StringVar(&c.Platform, "platform", "", "`PLATFORM` of the image, os/arch (default the host's)")
 		fs.StringVar(&f.accel, "accel", "auto", "`HOW` the machine runs: auto, kvm or tcg")
+		fs.BoolVar(&f.cold, "cold", false, "boot the machine, though a copy of one that has booted would do")
 		fs.BoolVar(&f.timing, "timing", false, "tell how long each phase took")
 	})
 	complete(cmd, "accel", "auto", "kvm", "tcg")
@@ -204,7 +205,7 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 	defer bars.close()
 	options := a.options()
 	options.Name, options.Keep = f.name, !f.remove
-	options.Accel = f.accel
+	options.Accel, options.Cold = f.accel, f.cold
 	options.NeedCommand = true
 	options.Progress = bars.progress
 	if f.timing {

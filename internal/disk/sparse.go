@@ -73,3 +73,32 @@ func run(p []byte, zeros bool) (n int) {
 	}
 	return n
 }
+
+// EachBlock calls visit for every block of 4096 bytes of f, the last one shorter if the size is no multiple, that does not hold
+// zeros alone, in order. Holes take no time. block is valid during the call.
+func EachBlock(f *os.File, visit func(offset int64, block []byte) error) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 1<<20)
+	return eachExtent(f, info.Size(), func(from, to int64) error {
+		from -= from % blockSize
+		for from < to {
+			p := buf[:min(int64(len(buf)), to-from)]
+			if _, err := io.ReadFull(io.NewSectionReader(f, from, to-from), p); err != nil {
+				return err
+			}
+			for len(p) > 0 {
+				block := p[:min(blockSize, len(p))]
+				if !bytes.Equal(block, zeroBlock[:len(block)]) {
+					if err := visit(from, block); err != nil {
+						return err
+					}
+				}
+				p, from = p[len(block):], from+int64(len(block))
+			}
+		}
+		return nil
+	})
+}

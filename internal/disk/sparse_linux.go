@@ -24,21 +24,26 @@ func clone(dst, src *os.File) (done bool, err error) {
 
 // copyExtents copies what is data in the first size bytes.
 func copyExtents(dst, src *os.File, size int64) error {
+	return eachExtent(src, size, func(from, to int64) error { return copyExtent(dst, src, from, to) })
+}
+
+// eachExtent calls visit for what is data in the first size bytes, in order.
+func eachExtent(f *os.File, size int64, visit func(from, to int64) error) error {
 	for offset := int64(0); offset < size; {
-		data, err := src.Seek(offset, unix.SEEK_DATA)
+		data, err := f.Seek(offset, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
 			return nil // a hole up to the end
 		} else if errors.Is(err, unix.EINVAL) {
-			return copyBytes(dst, src, offset, size-offset)
+			return visit(offset, size) // holes are not known
 		} else if err != nil {
 			return err
 		}
-		hole, err := src.Seek(data, unix.SEEK_HOLE)
+		hole, err := f.Seek(data, unix.SEEK_HOLE)
 		if err != nil {
 			return err
 		}
 		hole = min(hole, size)
-		if err := copyExtent(dst, src, data, hole); err != nil {
+		if err := visit(data, hole); err != nil {
 			return err
 		}
 		offset = hole

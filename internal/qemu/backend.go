@@ -30,6 +30,15 @@ type Options struct {
 	RunDir   string // where machines keep their sockets and copies; empty: os.TempDir
 	Logger   *slog.Logger
 
+	// Scratch makes the file of VMConfig.OverlayUpperPath, which does not exist
+	// yet, an empty ext4 file system of ScratchSize bytes. Nil: it exists.
+	Scratch     func(ctx context.Context) error
+	ScratchSize int64
+	// Templates is the folder of machines that have booted, by which others of
+	// their shape start faster: see template. Empty: there are none. Only a machine
+	// whose upper is made by Scratch can begin as a copy.
+	Templates string
+
 	// Boot returns the kernel and initramfs to start. kernel is
 	// VMConfig.KernelPath; empty, one is to be found.
 	Boot func(ctx context.Context, kernel string) (BootFiles, error)
@@ -100,16 +109,11 @@ func (b *Backend) acquire(ctx context.Context, h *hypervisor) (link *os.File, ro
 			return nil, "", err
 		}
 	}
-	boot, err := b.options.Boot(ctx, h.config.KernelPath)
-	if err != nil {
+	if h.boot, err = b.options.Boot(ctx, h.config.KernelPath); err != nil {
 		return nil, "", err
 	}
-	h.hz = boot.HZ
-	if h.kernel, err = memoryCopy("kernel", boot.Kernel); err != nil {
-		return nil, "", fmt.Errorf("kernel: %w", err)
-	}
-	if h.initramfs, err = memoryCopy("initramfs", boot.Initramfs); err != nil {
-		return nil, "", fmt.Errorf("initramfs: %w", err)
+	if err := b.makeUpper(ctx, h); err != nil {
+		return nil, "", err
 	}
 	if h.dir, err = os.MkdirTemp(b.options.RunDir, "vm-"); err != nil {
 		return nil, "", err
@@ -122,6 +126,33 @@ func (b *Backend) acquire(ctx context.Context, h *hypervisor) (link *os.File, ro
 	}
 	link, err = h.openLink()
 	return link, rootfs, err
+}
+
+// makeUpper makes the overlay's upper if that is to be made: as a template has
+// it, if there is one that fits, else empty.
+func (b *Backend) makeUpper(ctx context.Context, h *hypervisor) (err error) {
+	if h.scratch = b.options.Scratch; h.scratch == nil {
+		return nil
+	}
+	if b.options.Templates != "" {
+		h.templates = b.options.Templates
+		if h.shape, h.copyable, err = h.shapeOf(h.boot, b.options.ScratchSize); err != nil {
+			return err
+		}
+	}
+	if h.copyable {
+		if h.template, err = openTemplate(h.templates, h.shape); err != nil {
+			h.log.Warn("a template cannot be used; the guest boots instead", "error", err)
+		}
+	}
+	if h.template == nil {
+		return h.scratch(ctx)
+	}
+	upper, err := os.OpenFile(h.config.OverlayUpperPath, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(disk.CopySparse(upper, h.template.upper), upper.Close())
 }
 
 // openDisks opens the images of all disks and returns the path of the one that

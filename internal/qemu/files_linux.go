@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,8 +16,11 @@ const (
 	socketDatagram = unix.SOCK_DGRAM
 )
 
-// guestMemory makes the file that the guest's memory is a private mapping of.
-// It stays empty: what the guest writes is its own.
+// changeTime is when a file's content or attributes were last changed, in
+// nanoseconds of Unix time.
+func changeTime(st *syscall.Stat_t) int64 { return st.Ctim.Nano() }
+
+// guestMemory makes the file that is the memory of a guest that boots.
 func guestMemory(megabytes int) (*os.File, error) {
 	f, err := memoryFile("guest-memory")
 	if err != nil {

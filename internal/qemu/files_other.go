@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"syscall"
 )
 
 // Nothing of this can be reached elsewhere than on Linux: Create refuses.
@@ -24,3 +25,4 @@ func listenIn(_, _ string) (*os.File, error)                  { return nil, erro
 func dialIn(_ context.Context, _, _ string) (net.Conn, error) { return nil, errors.ErrUnsupported }
 func reopen(*os.File, int) (*os.File, error)                  { return nil, errors.ErrUnsupported }
 func memoryFile(string) (*os.File, error)                     { return nil, errors.ErrUnsupported }
+func changeTime(*syscall.Stat_t) int64                        { return 0 }

@@ -1,12 +1,15 @@
 package qemu
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"time"
+
+	"github.com/matchlock/matchlock/internal/wire"
 )
 
 // Settle implements machine.Settler.
@@ -17,8 +20,11 @@ import (
 // a file that both map; the state of its devices, some kilobytes, goes through
 // a pipe; and the guest stands still for 60 ms. With the cache of translations
 // empty, it can be large.
+//
+// This is also where a template is made: the process that takes over is then
+// the first to begin from it.
 func (h *hypervisor) Settle(ctx context.Context) (fresh bool, err error) {
-	if h.accel.Name == accelTCG {
+	if h.accel.Name == accelTCG || h.copyable {
 		fresh, err = h.replaceInstance(ctx)
 	}
 	// The guest runs from its own memory now, and never boots again.
@@ -38,7 +44,29 @@ func (h *hypervisor) replaceInstance(ctx context.Context) (fresh bool, err error
 		return false, nil
 	}
 	defer state.Close()
+	if h.copyable {
+		h.makeTemplate(state)
+	}
 	return true, h.handOver(ctx, old, state)
+}
+
+// makeTemplate makes a template of the guest, which stands still, and has the
+// next process begin from it. Without one, all goes on as it would have.
+func (h *hypervisor) makeTemplate(state *os.File) {
+	began := time.Now()
+	t, err := makeTemplate(h.templates, h.shape, h.memory, state, h.upper().image)
+	if err != nil {
+		if !errors.Is(err, errTemplateBeingMade) {
+			h.log.Warn("no template was made, so the next start is slow too", "error", err)
+		}
+		return
+	}
+	h.log.Info("made a template", "took", time.Since(began).Round(time.Millisecond))
+	h.memory.Close()
+	h.template, h.memory, h.private = t, t.memory, true
+	if err := PruneTemplates(h.templates); err != nil {
+		h.log.Warn("removing old templates", "error", err)
+	}
 }
 
 // stateSet is the descriptor set through which QEMU writes the devices' state.
@@ -81,18 +109,72 @@ func (h *hypervisor) handOver(ctx context.Context, old *instance, state *os.File
 		return os.ErrClosed
 	}
 	h.current = nil // its end is not the machine's
+	h.answered = false
 	h.mu.Unlock()
 	old.process.kill()
 	old.awaitEnd()
 	old.close()
-	i, err := h.startInstance(ctx, resumes)
+	i, err := h.startInstance(ctx, resumes, false)
 	if err != nil {
 		return err
 	}
-	if err := i.load(ctx, state); err != nil {
+	if err := i.load(ctx, io.NewSectionReader(state, 0, maxState)); err != nil {
 		return fmt.Errorf("the guest's devices: %w", err)
 	}
 	return i.connectGuest(ctx, h.dir)
+}
+
+// startCopy begins as a copy of the template. After an error nothing runs.
+func (h *hypervisor) startCopy(ctx context.Context) error {
+	h.memory, h.private = h.template.memory, true
+	i, err := h.startInstance(ctx, resumes, true)
+	if err != nil {
+		return err
+	}
+	err = i.load(ctx, bytes.NewReader(h.template.state))
+	if err == nil {
+		err = i.connectGuest(ctx, h.dir)
+	}
+	h.mu.Lock()
+	over := i.process.over()
+	if err == nil && !over {
+		i.trial = false
+	}
+	h.mu.Unlock()
+	if err == nil && over {
+		err = errors.New("qemu ended at once")
+	}
+	if err != nil {
+		return errors.Join(err, h.drop(i))
+	}
+	return nil
+}
+
+// forgetTemplate makes the machine one that boots.
+func (h *hypervisor) forgetTemplate(ctx context.Context) error {
+	h.template.close()
+	err := removeTemplate(h.template.dir)
+	h.template, h.memory, h.private = nil, nil, false
+	if err != nil {
+		h.log.Warn("removing a template", "error", err)
+	}
+	upper := h.upper()
+	path := h.config.OverlayUpperPath
+	if err := errors.Join(upper.image.Close(), os.Remove(path), h.scratch(ctx)); err != nil {
+		return err
+	}
+	upper.image, err = openImage(path, false)
+	return err
+}
+
+// upper is the disk that takes the writes to an overlay.
+func (h *hypervisor) upper() *blockDevice {
+	for i := range h.disks {
+		if h.disks[i].serial == wire.UpperSerial {
+			return &h.disks[i]
+		}
+	}
+	return nil
 }
 
 // loadPause lies between two questions whether the state has been loaded, which
@@ -101,7 +183,7 @@ const loadPause = time.Millisecond
 
 // load gives a process that waits for it the state of the devices and has the
 // guest run.
-func (i *instance) load(ctx context.Context, state *os.File) error {
+func (i *instance) load(ctx context.Context, state io.Reader) error {
 	ours, theirs, err := os.Pipe()
 	if err != nil {
 		return err
@@ -114,7 +196,7 @@ func (i *instance) load(ctx context.Context, state *os.File) error {
 	if err := i.qmp.Execute(ctx, "migrate-incoming", map[string]any{"uri": "fd:state"}, nil, nil); err != nil {
 		return err
 	}
-	if _, err := io.Copy(theirs, io.NewSectionReader(state, 0, maxState)); err != nil {
+	if _, err := io.Copy(theirs, state); err != nil {
 		return err
 	}
 	if err := theirs.Close(); err != nil {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -27,15 +28,22 @@ type hypervisor struct {
 	path              string // of QEMU
 	accel             Accel
 	tscKHz            uint64 // 0: the guest finds out itself
-	hz                int
-	kernel, initramfs *os.File // copies in memory, emptied when the guest runs
-	dir               string   // private; sockets until they are connected, and the root's copy
+	boot              BootFiles
+	kernel, initramfs *os.File                    // copies in memory, emptied when the guest runs; nil: none was needed
+	templates         string                      // their folder
+	shape             shape                       // of the machine
+	copyable          bool                        // templates of the shape are used and made
+	scratch           func(context.Context) error // makes the upper, if it is to be made
+	template          *template                   // that the machine is a copy of; nil: of none
+	dir               string                      // private; sockets until they are connected, and the root's copy
 	console           *console
 	disks             []blockDevice
 	link              *os.File // the guest's end; nil: no network
 
 	startOnce sync.Once
-	memory    *os.File   // the guest's
+	memory    *os.File   // the guest's, or the template's
+	private   bool       // the guest's own is what it has written
+	answered  bool       // the guest has said something; guarded by mu
 	monitor   *os.File   // listening socket for a person; nil: none
 	settling  sync.Mutex // held while one process takes over from another
 
@@ -75,30 +83,59 @@ func (h *hypervisor) Start(ctx context.Context) error {
 }
 
 func (h *hypervisor) start(ctx context.Context) (err error) {
-	if h.memory, err = guestMemory(h.config.MemoryMB); err != nil {
-		return fmt.Errorf("guest memory: %w", err)
-	}
 	if h.config.SocketPath != "" {
 		if h.monitor, err = listenAt(h.config.SocketPath); err != nil {
 			return fmt.Errorf("control socket: %w", err)
 		}
 	}
-	i, err := h.startInstance(ctx, boots)
+	if h.template != nil {
+		err := h.startCopy(ctx)
+		if err == nil || ctx.Err() != nil || h.isClosed() {
+			return err
+		}
+		h.log.Warn("a template cannot be used; the guest boots instead", "error", err)
+		if err := h.forgetTemplate(ctx); err != nil {
+			return err
+		}
+	}
+	return h.startCold(ctx)
+}
+
+// startCold boots the guest.
+func (h *hypervisor) startCold(ctx context.Context) (err error) {
+	if h.memory, err = guestMemory(h.config.MemoryMB); err != nil {
+		return fmt.Errorf("guest memory: %w", err)
+	}
+	if h.kernel, err = memoryCopy("kernel", h.boot.Kernel); err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	if h.initramfs, err = memoryCopy("initramfs", h.boot.Initramfs); err != nil {
+		return fmt.Errorf("initramfs: %w", err)
+	}
+	i, err := h.startInstance(ctx, boots, false)
 	if err != nil {
 		return err
 	}
 	return i.connectGuest(ctx, h.dir)
 }
 
+func (h *hypervisor) isClosed() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.closed
+}
+
 // startInstance starts a process and makes it the one that runs the machine,
-// unless Close came first. It returns when the process answers.
-func (h *hypervisor) startInstance(ctx context.Context, how beginning) (*instance, error) {
+// unless Close came first. It returns when the process answers. The end of one
+// that is on trial is not the machine's.
+func (h *hypervisor) startInstance(ctx context.Context, how beginning, trial bool) (*instance, error) {
 	i, child, err := newInstance(h.console, h.dir)
 	defer child.close()
 	if err != nil {
 		return nil, err
 	}
-	child.memory, child.monitor, child.link = h.memory, h.monitor, h.link
+	i.trial = trial
+	child.memory, child.private, child.monitor, child.link = h.memory, h.private, h.monitor, h.link
 	line := h.invocation(child.channels, how)
 	cmd := exec.Command(h.path, line.args...)
 	cmd.ExtraFiles = line.files
@@ -112,10 +149,33 @@ func (h *hypervisor) startInstance(ctx context.Context, how beginning) (*instanc
 	}
 	child.close() // from now on these connections end with QEMU
 	if err := i.greet(ctx); err != nil {
+		if trial {
+			return nil, errors.Join(err, h.drop(i))
+		}
 		return nil, h.notStarted(err)
 	}
 	i.tellDiskFaults(h.log)
 	return i, nil
+}
+
+// drop ends an instance whose end is not the machine's.
+func (h *hypervisor) drop(i *instance) error {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return net.ErrClosed // Close ends it
+	}
+	if h.current == i {
+		h.current = nil
+	}
+	h.mu.Unlock()
+	i.process.kill()
+	i.awaitEnd()
+	i.close()
+	for _, name := range []string{dataSocket, controlSocket} {
+		os.Remove(filepath.Join(h.dir, name)) // unless it came to be connected
+	}
+	return nil
 }
 
 // launch starts the instance's process and sees to its end.
@@ -135,8 +195,8 @@ func (h *hypervisor) launch(i *instance, cmd *exec.Cmd) error {
 		i.awaitEnd()
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		if h.current != i {
-			return // another has taken over
+		if h.current != i || i.trial && !h.closed {
+			return // another takes over
 		}
 		if !h.closed {
 			h.endErr = endReason(process.err, i.answered(), h.console.lastLines())
@@ -213,7 +273,11 @@ func (h *hypervisor) DialVsock(ctx context.Context, port uint32) (net.Conn, erro
 		return nil, net.ErrClosed
 	}
 	if port == wire.PortControl {
-		return i.takeControl()
+		conn, err := i.takeControl()
+		if err != nil {
+			return nil, err
+		}
+		return &controlConn{Conn: conn, answered: sync.OnceFunc(h.hasAnswered)}, nil
 	}
 	mux, err := i.channel(ctx)
 	if err != nil {
@@ -223,6 +287,26 @@ func (h *hypervisor) DialVsock(ctx context.Context, port uint32) (net.Conn, erro
 		return mux.Open(port) // served for sure, so the request need not wait for the acceptance
 	}
 	return mux.Dial(ctx, port)
+}
+
+// controlConn tells when the guest has said something.
+type controlConn struct {
+	net.Conn
+	answered func()
+}
+
+func (c *controlConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.answered()
+	}
+	return n, err
+}
+
+func (h *hypervisor) hasAnswered() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.answered = true
 }
 
 // Close implements machine.Hypervisor.
@@ -263,6 +347,12 @@ func (h *hypervisor) Close() error {
 	}
 	if h.dir != "" {
 		errs = append(errs, os.RemoveAll(h.dir))
+	}
+	if h.template != nil {
+		h.template.close()
+		if !h.answered { // who knows why; the next start makes another
+			errs = append(errs, removeTemplate(h.template.dir))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -19,6 +19,7 @@ import (
 // newInstance and started by hypervisor.launch.
 type instance struct {
 	process  *process
+	trial    bool           // guarded by hypervisor.mu
 	collects sync.WaitGroup // of what the console and the process say
 	watches  sync.WaitGroup // of what the monitor says
 	monitor  *os.File       // our end of QMP's connection, until qmp is on it

@@ -43,7 +43,8 @@ func (c *invocation) procFD(f *os.File) string { return fmt.Sprintf("/proc/self/
 
 // channels are the child's ends of what connects it to us.
 type channels struct {
-	memory        *os.File // of the guest, mapped shared
+	memory        *os.File // of the guest
+	private       bool     // what the guest writes to it is its own, and the file stays as it is
 	qmp           *os.File // stream socket, QEMU's control
 	console       *os.File // stream socket, the guest's first serial port
 	data, control *os.File // listening stream sockets, the guest's virtio-serial ports
@@ -71,16 +72,20 @@ const (
 // docs/how-it-works.md. The machine's shape is the same however it begins.
 func (h *hypervisor) invocation(ch channels, how beginning) *invocation {
 	c := &invocation{}
+	share := "on"
+	if ch.private {
+		share = "off"
+	}
 	c.add("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
 		"-name", "matchlock-"+h.config.ID,
 		// ioapic2 gives 24 virtio-mmio slots in place of 8. There is no clock
 		// device: the host sets the guest's time.
 		"-M", "microvm,rtc=off,ioapic2=on,memory-backend=mem0,suppress-vmdesc=on",
 		"-m", fmt.Sprint(h.config.MemoryMB), "-smp", fmt.Sprint(h.config.VCPUs),
-		"-object", fmt.Sprintf("memory-backend-file,id=mem0,size=%dM,mem-path=%s,share=on", h.config.MemoryMB, c.procFD(ch.memory)))
+		"-object", fmt.Sprintf("memory-backend-file,id=mem0,size=%dM,mem-path=%s,share=%s", h.config.MemoryMB, c.procFD(ch.memory), share))
 	cache := bootCache
 	if how == boots {
-		c.add("-kernel", c.procFD(h.kernel), "-initrd", c.procFD(h.initramfs), "-append", h.kernelArgs())
+		c.add("-kernel", c.procFD(h.kernel), "-initrd", c.procFD(h.initramfs), "-append", h.kernelArgs(h.boot.HZ))
 	} else {
 		cache = runCache
 		c.add("-incoming", "defer", "-S", "-global", "migration.send-configuration=off")
@@ -141,7 +146,7 @@ func (c *invocation) blockDevice(i int, d blockDevice) {
 
 // kernelArgs is the guest's kernel command line. Nothing of one sandbox stands
 // in it: that is boot data.
-func (h *hypervisor) kernelArgs() string {
+func (h *hypervisor) kernelArgs(hz int) string {
 	if h.config.KernelArgs != "" {
 		return h.config.KernelArgs
 	}
@@ -150,7 +155,6 @@ func (h *hypervisor) kernelArgs() string {
 		// Without a reference clock the kernel would calibrate the TSC against a
 		// timer that a busy host spoils, and hang in one boot of three. Under TCG
 		// the guest's TSC is the host's, so the host's rate is the answer.
-		hz := h.hz
 		if hz == 0 {
 			hz = defaultHZ
 		}

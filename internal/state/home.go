@@ -77,5 +77,8 @@ func (h Home) Images() string { return filepath.Join(h.Data, "images") }
 // Disks is the folder of the prepared empty disks.
 func (h Home) Disks() string { return filepath.Join(h.Cache, "disks") }
 
+// Templates is the folder of machines that have booted.
+func (h Home) Templates() string { return filepath.Join(h.Cache, "templates") }
+
 // Sandboxes is the folder of the sandboxes' folders.
 func (h Home) Sandboxes() string { return filepath.Join(h.State, "sandboxes") }

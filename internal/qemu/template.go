@@ -1,0 +1,422 @@
+package qemu
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/matchlock/matchlock/internal/disk"
+	"github.com/matchlock/matchlock/internal/hostfs"
+	"github.com/matchlock/matchlock/internal/wire"
+)
+
+// A template is a machine that has booted and is prepared, as files: its memory,
+// the state of its devices, and its writable disk. Machines of the same shape
+// begin as copies of it. Their memory is a private mapping of the template's, so
+// that what none of them has written is there once for all. No byte of an image
+// has run in it, and it knows nothing that must differ between two machines.
+//
+// Templates lie in a folder, each in one of its own named by its shape. It has
+// that name when it is complete; one that does not fit any more, or cannot be
+// read, is ignored and replaced.
+type template struct {
+	dir    string
+	memory *os.File
+	state  []byte
+	upper  *os.File
+}
+
+// Files of a template.
+const (
+	templateMemory = "memory"
+	templateState  = "state"
+	templateUpper  = "upper"
+	templateRecord = "template.json"
+)
+
+const (
+	newTemplatePrefix = ".new-"  // while it is made; its maker holds a lock on it
+	oldTemplatePrefix = ".dead-" // while it is removed
+
+	templateAge  = 30 * 24 * time.Hour // since its last use
+	templateRoom = 16 << 30            // bytes on the disk, of all of them
+)
+
+// shape is all that is baked into a template. Machines of which any of it
+// differs do not fit.
+type shape struct {
+	Wire      int      `json:"wire"` // wire.Version
+	QEMU      fileID   `json:"qemu"`
+	Accel     string   `json:"accel"`
+	Kernel    fileID   `json:"kernel"`
+	Initramfs fileID   `json:"initramfs"`
+	Args      string   `json:"args"` // the kernel's, the host's clock rate among them
+	VCPUs     int      `json:"vcpus"`
+	MemoryMB  int      `json:"memory_mb"`
+	Params    string   `json:"params"` // as far as they count before a machine is set up
+	Layers    []fileID `json:"layers"`
+	Upper     int64    `json:"upper"` // bytes
+	MTU       int      `json:"mtu"`   // of the link; 0: there is none
+}
+
+// fileID tells a file from what it was before and from all others.
+type fileID struct {
+	Path   string `json:"path"`
+	Size   int64  `json:"size"`
+	Inode  uint64 `json:"inode"`
+	Change int64  `json:"change"` // of content or attributes, in nanoseconds of Unix time
+}
+
+func identify(path string) (fileID, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fileID{}, err
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	return fileID{path, info.Size(), st.Ino, changeTime(st)}, nil
+}
+
+// shapeOf returns the machine's shape, or false for one that is not to be a copy.
+func (h *hypervisor) shapeOf(boot BootFiles, scratchSize int64) (s shape, ok bool, err error) {
+	c := h.config
+	if !c.OverlayEnabled || c.KernelArgs != "" || len(c.ExtraDisks) > 0 || c.NetworkFD > 0 {
+		return s, false, nil
+	}
+	s = shape{
+		Wire: wire.Version, Accel: h.accel.Name, Args: h.kernelArgs(boot.HZ), VCPUs: c.VCPUs, MemoryMB: c.MemoryMB, Upper: scratchSize,
+		Params: wire.Params{Root: c.Params.Root, CPUs: c.Params.CPUs, Privileged: c.Params.Privileged}.String(),
+	}
+	if !c.NoNetwork {
+		s.MTU = c.MTU
+	}
+	for path, id := range map[string]*fileID{h.path: &s.QEMU, boot.Kernel: &s.Kernel, boot.Initramfs: &s.Initramfs} {
+		if *id, err = identify(path); err != nil {
+			return s, false, err
+		}
+	}
+	for _, path := range c.OverlayLowerPaths {
+		id, err := identify(path)
+		if err != nil {
+			return s, false, err
+		}
+		s.Layers = append(s.Layers, id)
+	}
+	return s, true, nil
+}
+
+// name is the folder's name of a template of the shape.
+func (s shape) name() string {
+	text, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // of numbers and strings
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:16])
+}
+
+// record is what is known of a template's files.
+type record struct {
+	Shape  shape  `json:"shape"` // for people to read
+	BootID string `json:"boot_id"`
+	Memory stored `json:"memory"`
+	State  stored `json:"state"`
+	Upper  stored `json:"upper"`
+}
+
+// stored is a file as it was written.
+type stored struct {
+	fileID
+	Sum string `json:"sum"` // see contentSum
+}
+
+// openTemplate returns the template of a shape, nil if there is none that can be
+// used. One that is damaged is removed, and the error says why.
+func openTemplate(folder string, s shape) (*template, error) {
+	dir := filepath.Join(folder, s.name())
+	t := &template{dir: dir}
+	err := t.open()
+	if errors.Is(err, fs.ErrNotExist) {
+		t.close()
+		return nil, nil
+	}
+	if err != nil {
+		t.close()
+		return nil, errors.Join(fmt.Errorf("template %s: %w", s.name(), err), removeTemplate(dir))
+	}
+	now := time.Now()
+	os.Chtimes(filepath.Join(dir, templateRecord), now, now) // by which the unused are told
+	return t, nil
+}
+
+func (t *template) open() (err error) {
+	var r record
+	if err := hostfs.ReadRecord(filepath.Join(t.dir, templateRecord), &r); err != nil {
+		return err
+	}
+	// What was written before the host booted anew may not have reached the disk.
+	_, bootID := hostFactsPath(t.dir)
+	trusted := bootID != "" && r.BootID == bootID
+	for _, f := range []struct {
+		name string
+		is   *stored
+		file **os.File
+	}{{templateMemory, &r.Memory, &t.memory}, {templateUpper, &r.Upper, &t.upper}} {
+		path := filepath.Join(t.dir, f.name)
+		now, err := identify(path)
+		if err != nil {
+			return err
+		}
+		now.Path = f.is.Path // a folder may be moved
+		if trusted && now != f.is.fileID || now.Size != f.is.Size {
+			return fmt.Errorf("%s: it was changed", f.name)
+		}
+		if *f.file, err = os.Open(path); err != nil {
+			return err
+		}
+		if trusted {
+			continue
+		}
+		if sum, err := contentSum(*f.file); err != nil || sum != f.is.Sum {
+			return errors.Join(fmt.Errorf("%s: it is damaged", f.name), err)
+		}
+		f.is.fileID = now
+	}
+	if t.state, err = readState(filepath.Join(t.dir, templateState)); err != nil {
+		return err
+	}
+	if sum := sha256.Sum256(t.state); hex.EncodeToString(sum[:]) != r.State.Sum {
+		return fmt.Errorf("%s: it is damaged", templateState)
+	}
+	if !trusted && bootID != "" {
+		r.BootID = bootID
+		return hostfs.WriteRecord(filepath.Join(t.dir, templateRecord), &r)
+	}
+	return nil
+}
+
+func readState(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxState))
+}
+
+func (t *template) close() {
+	for _, f := range []*os.File{t.memory, t.upper} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// removeTemplate takes a template from its place at once, and then away.
+func removeTemplate(dir string) error {
+	condemned := filepath.Join(filepath.Dir(dir), oldTemplatePrefix+filepath.Base(dir))
+	err := os.Rename(dir, condemned)
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ENOTEMPTY) {
+		err = os.RemoveAll(dir) // another removal was killed
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, os.RemoveAll(condemned))
+}
+
+// errTemplateBeingMade says that another process makes the same template.
+var errTemplateBeingMade = errors.New("another process makes it")
+
+// makeTemplate makes a template of a machine that stands still: of its memory,
+// the state of its devices, and its writable disk.
+func makeTemplate(folder string, s shape, memory, state, upper *os.File) (_ *template, err error) {
+	if err := hostfs.Private(folder); err != nil {
+		return nil, err
+	}
+	making := filepath.Join(folder, newTemplatePrefix+s.name())
+	lock, err := lockMaking(making)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(making))
+		}
+	}()
+	r := record{Shape: s}
+	_, r.BootID = hostFactsPath(folder)
+	for _, f := range []struct {
+		name string
+		from *os.File
+		is   *stored
+	}{{templateMemory, memory, &r.Memory}, {templateState, state, &r.State}, {templateUpper, upper, &r.Upper}} {
+		if err := keep(filepath.Join(making, f.name), f.from, f.is); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.name, err)
+		}
+	}
+	// The state is checked as a whole.
+	content, err := readState(filepath.Join(making, templateState))
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(content)
+	r.State.Sum = hex.EncodeToString(sum[:])
+	if err := hostfs.WriteRecord(filepath.Join(making, templateRecord), &r); err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(folder, s.name())
+	if err := removeTemplate(dir); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(making, dir); err != nil {
+		return nil, err
+	}
+	t := &template{dir: dir}
+	if err := t.open(); err != nil {
+		t.close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// lockMaking makes the folder in which a template is made, empty, and locks it.
+func lockMaking(dir string) (*os.File, error) {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	lock, err := hostfs.Lock(context.Background(), dir, os.O_RDONLY, syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
+		return nil, errTemplateBeingMade
+	}
+	if err != nil {
+		return nil, err
+	}
+	// Whoever held the lock may have finished, and the folder be a template now.
+	held, err := lock.Stat()
+	if err == nil {
+		var there fs.FileInfo
+		if there, err = os.Stat(dir); err == nil && !os.SameFile(held, there) || errors.Is(err, fs.ErrNotExist) {
+			err = errTemplateBeingMade
+		}
+	}
+	if err == nil {
+		err = emptyFolder(dir) // of what a maker left that was killed
+	}
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return lock, nil
+}
+
+func emptyFolder(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, entry := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, entry.Name())))
+	}
+	return err
+}
+
+// keep copies a file into a template.
+func keep(path string, from *os.File, is *stored) error {
+	to, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if err := disk.CopySparse(to, from); err != nil {
+		return err
+	}
+	if is.Sum, err = contentSum(to); err != nil {
+		return err
+	}
+	is.fileID, err = identify(path)
+	return err
+}
+
+// contentSum is the SHA-256 of what a file holds beside zeros, and where: holes
+// count as the zeros that they read as, and take no time.
+func contentSum(f *os.File) (string, error) {
+	sum := sha256.New()
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	var number [8]byte
+	writeNumber := func(n int64) {
+		binary.BigEndian.PutUint64(number[:], uint64(n))
+		sum.Write(number[:]) // of a hash never fails
+	}
+	writeNumber(info.Size())
+	err = disk.EachBlock(f, func(offset int64, block []byte) error {
+		writeNumber(offset)
+		sum.Write(block)
+		return nil
+	})
+	return hex.EncodeToString(sum.Sum(nil)), err
+}
+
+// PruneTemplates removes the templates that have not been used for long, the
+// least used ones of those that take too much room, and what makers left that
+// were killed. What uses a template that is removed goes on.
+func PruneTemplates(folder string) error {
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	type known struct {
+		dir  string
+		used time.Time
+		size int64
+	}
+	var all []known
+	var errs []error
+	for _, entry := range entries {
+		dir := filepath.Join(folder, entry.Name())
+		switch {
+		case strings.HasPrefix(entry.Name(), oldTemplatePrefix):
+			errs = append(errs, os.RemoveAll(dir))
+			continue
+		case strings.HasPrefix(entry.Name(), newTemplatePrefix):
+			if lock, err := lockMaking(dir); err == nil {
+				errs = append(errs, os.RemoveAll(dir), lock.Close())
+			}
+			continue
+		}
+		k := known{dir: dir}
+		if info, err := os.Stat(filepath.Join(dir, templateRecord)); err == nil {
+			k.used = info.ModTime()
+		}
+		for _, name := range []string{templateMemory, templateState, templateUpper} {
+			if info, err := os.Stat(filepath.Join(dir, name)); err == nil {
+				k.size += info.Sys().(*syscall.Stat_t).Blocks * 512 // stat(2)
+			}
+		}
+		all = append(all, k)
+	}
+	slices.SortFunc(all, func(a, b known) int { return b.used.Compare(a.used) }) // the last used first
+	var total int64
+	for _, k := range all {
+		total += k.size
+		if total > templateRoom || time.Since(k.used) > templateAge {
+			errs = append(errs, removeTemplate(k.dir))
+		}
+	}
+	return errors.Join(errs...)
+}
