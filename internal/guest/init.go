@@ -137,6 +137,9 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	if err := setClock(p.Time); err != nil {
 		return err
 	}
+	if err := prepareNetwork(params); err != nil {
+		return err
+	}
 	g.starter = newStarter()
 	if g.starter.cgroup, err = makeCgroup(params.CPUs); err != nil {
 		return err

@@ -17,42 +17,67 @@ import (
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
-// configureNetwork brings up the loopback and, where the machine has a link,
+// prepareNetwork brings up the loopback and, where the machine has a link, finds
 // eth0. Without one every destination is unreachable, said at once.
+func prepareNetwork(p wire.Params) error {
+	return withRTNetlink(func(rt *rtnetlink) error {
+		loopback, err := interfaceIndex("lo")
+		if err != nil {
+			return err
+		}
+		rt.setUp(loopback, 0)
+		if !hasLink(p) {
+			rt.addUnreachable(loopback)
+			return nil
+		}
+		// Not served, so not offered: a second way out must not open by itself.
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if err := loadModules("/modules/later"); err != nil {
+			return err
+		}
+		if _, err := waitFor(diskTimeout, func() (string, bool) {
+			_, err = interfaceIndex("eth0")
+			return "", err == nil
+		}); err != nil {
+			return fmt.Errorf("eth0: %w", err)
+		}
+		return nil
+	})
+}
+
+// configureNetwork gives eth0, where there is one, its address.
 func configureNetwork(p wire.Params) error {
+	if !hasLink(p) {
+		return nil
+	}
+	return withRTNetlink(func(rt *rtnetlink) error {
+		eth0, err := interfaceIndex("eth0")
+		if err != nil {
+			return err
+		}
+		rt.setUp(eth0, uint32(p.MTU))
+		rt.addAddress(eth0, p.Address)
+		if p.Gateway.IsValid() {
+			rt.addDefaultRoute(eth0, p.Gateway)
+		}
+		return nil
+	})
+}
+
+func hasLink(p wire.Params) bool { return !p.NoNetwork && p.Address.IsValid() }
+
+// withRTNetlink calls use, and returns its error or the first of rtnetlink's.
+func withRTNetlink(use func(*rtnetlink) error) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("rtnetlink: %w", err)
 	}
 	defer unix.Close(fd)
-	rt := rtnetlink{fd: fd}
-	loopback, err := interfaceIndex("lo")
-	if err != nil {
+	rt := &rtnetlink{fd: fd}
+	if err := use(rt); err != nil {
 		return err
-	}
-	rt.setUp(loopback, 0)
-	if p.NoNetwork || !p.Address.IsValid() {
-		rt.addUnreachable(loopback)
-		return rt.err
-	}
-	// Not served, so not offered: a second way out must not open by itself.
-	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := loadModules("/modules/later"); err != nil {
-		return err
-	}
-	var eth0 uint32
-	if _, err := waitFor(diskTimeout, func() (string, bool) {
-		eth0, err = interfaceIndex("eth0")
-		return "", err == nil
-	}); err != nil {
-		return fmt.Errorf("eth0: %w", err)
-	}
-	rt.setUp(eth0, uint32(p.MTU))
-	rt.addAddress(eth0, p.Address)
-	if p.Gateway.IsValid() {
-		rt.addDefaultRoute(eth0, p.Gateway)
 	}
 	return rt.err
 }

@@ -96,7 +96,7 @@ func (h *hypervisor) shapeOf(boot BootFiles, scratchSize int64) (s shape, ok boo
 	}
 	s = shape{
 		Wire: wire.Version, Accel: h.accel.Name, Args: h.kernelArgs(boot.HZ), VCPUs: c.VCPUs, MemoryMB: c.MemoryMB, Upper: scratchSize,
-		Params: wire.Params{Root: c.Params.Root, CPUs: c.Params.CPUs, Privileged: c.Params.Privileged}.String(),
+		Params: wire.Params{Root: c.Params.Root, CPUs: c.Params.CPUs, Privileged: c.Params.Privileged, NoNetwork: c.NoNetwork}.String(),
 	}
 	if !c.NoNetwork {
 		s.MTU = c.MTU
