@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/matchlock/matchlock/internal/wire"
@@ -147,6 +148,7 @@ func (h *hypervisor) startCopy(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, h.drop(i))
 	}
+	h.log.Info("the guest begins as a copy of a template", "template", filepath.Base(h.template.dir))
 	return nil
 }
 
