@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -28,17 +30,20 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/matchlock/matchlock/vm/vmtest"
+	"github.com/matchlock/matchlock/vm"
 )
 
 // inProcess, in the environment, has sandboxes run without VMs: their commands
 // run on the host.
 const inProcess = "MATCHLOCK_TEST_IN_PROCESS"
 
+// withoutVM is the backend for that, nil where the host is not Linux.
+var withoutVM vm.Backend
+
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"matchlock": func() {
 		if os.Getenv(inProcess) != "" {
-			backend = vmtest.InProcess{}
+			backend = withoutVM
 		}
 		main()
 	}})
@@ -48,6 +53,9 @@ func TestMain(m *testing.M) {
 // a home of its own, and $REGISTRY, a registry in this process with the images
 // of pushImages. Sandboxes have no VMs, and nothing of them may be left.
 func TestScripts(t *testing.T) {
+	if withoutVM == nil {
+		t.Skip("sandboxes without VMs run commands as Linux does")
+	}
 	host := startRegistry(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -67,8 +75,7 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			env.Setenv("PATH", tools+":"+env.Getenv("PATH"))
-			home := env.Getenv("MATCHLOCK_HOME")
-			env.Defer(func() { leavesNothing(env.T(), home) })
+			env.Defer(func() { leavesNothing(env) })
 			return os.WriteFile(filepath.Join(tools, "mkfs.ext4"), []byte("#!/bin/sh\n"), 0o700)
 		},
 	})
@@ -102,8 +109,8 @@ func TestScriptsInVM(t *testing.T) {
 			if err := setUp(env); err != nil {
 				return err
 			}
+			env.Defer(func() { leavesNothing(env) })
 			home := env.Getenv("MATCHLOCK_HOME")
-			env.Defer(func() { leavesNothing(env.T(), home) })
 			if err := os.Mkdir(home, 0o700); err != nil {
 				return err
 			}
@@ -131,6 +138,7 @@ func setUp(env *testscript.Env) error {
 // commands are what scripts have beside testscript's own.
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"status": scriptStatus,
+	"until":  scriptUntil,
 	"upon":   scriptUpon,
 	"mktar":  scriptMktar,
 	"nothing-left": func(ts *testscript.TestScript, neg bool, args []string) {
@@ -165,6 +173,50 @@ func checkStatus(ts *testscript.TestScript, err error, want string) {
 	}
 }
 
+// scriptUntil runs a program again and again until what it says on one of its
+// streams matches, whatever its exit status. That is left to be looked at:
+//
+//	until stdout REGEX matchlock logs web
+func scriptUntil(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 || args[0] != "stdout" && args[0] != "stderr" {
+		ts.Fatalf("usage: until stdout|stderr REGEX PROGRAM [ARG…]")
+	}
+	wanted, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	said := map[string]*bytes.Buffer{"stdout": {}, "stderr": {}}
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		cmd := program(ts, args[2:])
+		cmd.Stdout, cmd.Stderr = said["stdout"], said["stderr"]
+		if err := cmd.Run(); err != nil {
+			if _, ok := errors.AsType[*exec.ExitError](err); !ok {
+				ts.Fatalf("%v", err)
+			}
+		}
+		if wanted.Match(said[args[0]].Bytes()) {
+			break
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s never matched %q; the last time it was\n%s", args[0], args[1], said[args[0]])
+		}
+		for _, b := range said {
+			b.Reset()
+		}
+		time.Sleep(10 * time.Millisecond) // what is waited for may be anything
+	}
+	ts.Stdout().Write(said["stdout"].Bytes())
+	ts.Stderr().Write(said["stderr"].Bytes())
+}
+
+// program prepares a program to run as testscript's exec runs it.
+func program(ts *testscript.TestScript, argv []string) *exec.Cmd {
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = ts.MkAbs(".")
+	for _, name := range []string{"PATH", "HOME", "MATCHLOCK_HOME", "TERM", "TMPDIR", "GORACE", inProcess} {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+	}
+	return cmd
+}
+
 // scriptUpon runs a program, sends it each signal when its standard output has
 // said the text before it, and checks its exit status:
 //
@@ -177,11 +229,7 @@ func scriptUpon(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || split%2 != 1 || split+1 >= len(args) {
 		ts.Fatalf("usage: upon STATUS {TEXT SIGNAL}… -- PROGRAM [ARG…]")
 	}
-	cmd := exec.Command(args[split+1], args[split+2:]...)
-	cmd.Dir = ts.MkAbs(".")
-	for _, name := range []string{"PATH", "HOME", "MATCHLOCK_HOME", "TERM", "TMPDIR"} {
-		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
-	}
+	cmd := program(ts, args[split+1:])
 	cmd.Stderr = ts.Stderr()
 	out, err := cmd.StdoutPipe()
 	ts.Check(err)
@@ -257,12 +305,30 @@ func scriptMktar(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(w.Close())
 }
 
-// leavesNothing fails the test if anything is left of a home's sandboxes.
-func leavesNothing(t testscript.T, home string) {
-	if err := remains(home); err != nil {
-		t.Log(err)
-		t.FailNow()
+// leavesNothing fails a script if anything is left of its home's sandboxes. That
+// is removed: a script that fails midway leaves supervisors, which would go on.
+func leavesNothing(env *testscript.Env) {
+	err := remains(env.Getenv("MATCHLOCK_HOME"))
+	if err == nil {
+		return
 	}
+	t := env.T()
+	t.Log(err)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	matchlock := func(args ...string) []string {
+		cmd := exec.CommandContext(ctx, "matchlock", args...)
+		cmd.Env = env.Vars // of the set-up
+		out, err := cmd.Output()
+		if err != nil {
+			t.Log("matchlock", args, err)
+		}
+		return strings.Fields(string(out))
+	}
+	if ids := matchlock("ps", "-aq"); len(ids) > 0 {
+		matchlock(append([]string{"rm", "-f"}, ids...)...)
+	}
+	t.FailNow()
 }
 
 // remains says what is left of the sandboxes of a home: folders, or processes

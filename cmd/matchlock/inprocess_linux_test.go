@@ -1,0 +1,5 @@
+package main
+
+import "github.com/matchlock/matchlock/vm/vmtest"
+
+func init() { withoutVM = vmtest.InProcess{} }
