@@ -46,6 +46,17 @@ func (e *ImageError) Is(target error) bool {
 	return target == ErrNotFound && errors.Is(e.Err, image.ErrNotFound)
 }
 
+// stateError is ErrRunning or ErrNotRunning of a sandbox.
+type stateError struct {
+	name, is string
+	err      error
+}
+
+func (e *stateError) Error() string { return fmt.Sprintf("sandbox %q %s", e.name, e.is) }
+func (e *stateError) Unwrap() error { return e.err }
+
+func stillRunning(name string) error { return &stateError{name, "is running", ErrRunning} }
+
 // hintError is an error whose way out is known.
 type hintError struct {
 	error

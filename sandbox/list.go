@@ -78,7 +78,7 @@ func openStopped(ctx context.Context, home state.Home, ref string) (*state.Dir, 
 	}
 	dir, err := state.Open(ctx, e)
 	if errors.Is(err, state.ErrAlive) {
-		return nil, fmt.Errorf("sandbox %q: %w", e.Name, ErrRunning)
+		return nil, stillRunning(e.Name)
 	}
 	if err != nil {
 		return nil, err
@@ -166,7 +166,7 @@ func (o Options) Remove(ctx context.Context, ref string, force bool) error {
 	}
 	if e.Status.Alive() {
 		if !force {
-			return &hintError{fmt.Errorf("sandbox %q: %w", e.Name, ErrRunning), "`matchlock stop` ends it first, `matchlock rm --force` at once"}
+			return &hintError{stillRunning(e.Name), "`matchlock stop` ends it first, `matchlock rm --force` at once"}
 		}
 		if err := newRemote(home, e).kill(ctx, true); err != nil {
 			return fmt.Errorf("sandbox %q: %w", e.Name, err)
@@ -177,7 +177,7 @@ func (o Options) Remove(ctx context.Context, ref string, force bool) error {
 	}
 	dir, err := state.Open(ctx, e)
 	if errors.Is(err, state.ErrAlive) {
-		return fmt.Errorf("sandbox %q: %w", e.Name, ErrRunning) // again
+		return stillRunning(e.Name) // again
 	}
 	if _, gone := errors.AsType[*state.NotFoundError](err); gone || errors.Is(err, os.ErrNotExist) {
 		return nil // somebody else was faster

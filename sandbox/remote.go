@@ -130,7 +130,7 @@ func (r *remote) explain(ctx context.Context, err error) error {
 	e, lookErr := state.Lookup(r.sandboxes, r.entry.ID)
 	switch {
 	case lookErr != nil:
-		return fmt.Errorf("sandbox %q: %w: it has ended and was removed", r.entry.Name, ErrNotRunning)
+		return &stateError{r.entry.Name, "has ended and was removed", ErrNotRunning}
 	case e.Status.Alive():
 		return r.hangs(err)
 	}
@@ -154,9 +154,9 @@ func (e *toldError) Unwrap() error { return e.what }
 
 // notAlive is ErrNotRunning for a sandbox that exists.
 func notAlive(e state.Entry) error {
-	err := fmt.Errorf("sandbox %q: %w: it is %s", e.Name, ErrNotRunning, e.Status)
+	err := &stateError{e.Name, "is " + string(e.Status), ErrNotRunning}
 	if e.Status == api.StatusDead {
-		err = fmt.Errorf("sandbox %q: %w: its supervisor was killed", e.Name, ErrNotRunning)
+		err.is += ": its supervisor was killed"
 	}
 	return &hintError{err, fmt.Sprintf("`matchlock start %s` makes it run again", e.Name)}
 }

@@ -209,7 +209,7 @@ func TestLives(t *testing.T) {
 		"Command": sb.Command(t.Context(), "true").Run(),
 		"Dial":    second(sb.DialContext(t.Context(), "tcp", "localhost:80")),
 	} {
-		if !errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "it is stopped") {
+		if !errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "is stopped") {
 			t.Errorf("%s of a stopped one = %v", what, err)
 		}
 	}

@@ -146,7 +146,9 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	clock.lap("image")
 
 	if dir == nil {
-		if err := s.createFolder(ctx, home, img.Digest); err != nil {
+		if err := s.createFolder(ctx, home, img.Digest); errors.Is(err, ErrNameTaken) {
+			return err
+		} else if err != nil {
 			return fmt.Errorf("sandbox folder: %w", err)
 		}
 	}

@@ -147,7 +147,7 @@ func takeName(entries []Entry, asked, id string) (string, error) {
 // takenError is ErrNameTaken with the way out.
 type takenError struct{}
 
-func (*takenError) Error() string { return ErrNameTaken.Error() + " by another sandbox" }
+func (*takenError) Error() string { return "another sandbox has it" }
 func (*takenError) Unwrap() error { return ErrNameTaken }
 func (*takenError) Hint() string {
 	return "choose another; `matchlock rm` removes a sandbox, `matchlock rename` renames one"
