@@ -83,6 +83,17 @@ func positional(names ...string) cobra.PositionalArgs {
 	}
 }
 
+// onlyOne has a command refuse two flags together.
+func onlyOne(cmd *cobra.Command, a, b string) {
+	cmd.MarkFlagsMutuallyExclusive(a, b) // for completion; of its own error we say more
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if cmd.Flags().Changed(a) && cmd.Flags().Changed(b) {
+			return usageError{fmt.Errorf("--%s and --%s: only one may be given", a, b), pathOf(cmd)}
+		}
+		return nil
+	}
+}
+
 // printError prints a line for each fault, and the ways out that are known.
 func printError(w io.Writer, err error) {
 	for _, fault := range faults(err) {

@@ -199,7 +199,7 @@ func (a *app) imageListCommand(name string) *cobra.Command {
 	}
 	jsonFlag(cmd.Flags(), &asJSON)
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print digests only")
-	cmd.MarkFlagsMutuallyExclusive("json", "quiet")
+	onlyOne(cmd, "json", "quiet")
 	return cmd
 }
 

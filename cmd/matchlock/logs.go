@@ -60,7 +60,7 @@ Logs are kept until the sandbox is removed, the last 32 MiB of them.`,
 	flags.BoolVarP(&times, "timestamps", "t", false, "begin each line with its time")
 	flags.BoolVar(&query.Console, "console", false, "what the guest's kernel said instead")
 	flags.BoolVar(&asJSON, "json", false, "one object a line, with time and stream")
-	cmd.MarkFlagsMutuallyExclusive("json", "timestamps")
+	onlyOne(cmd, "json", "timestamps")
 	return cmd
 }
 

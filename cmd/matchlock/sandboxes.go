@@ -52,7 +52,7 @@ func (a *app) psCommand(name string) *cobra.Command {
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "those that have ended too")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print ids only")
 	jsonFlag(cmd.Flags(), &asJSON)
-	cmd.MarkFlagsMutuallyExclusive("json", "quiet")
+	onlyOne(cmd, "json", "quiet")
 	return cmd
 }
 
