@@ -116,6 +116,7 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	clock := newStopwatch(s.options.Timing)
 	if dir != nil {
 		s.take(dir)
+		s.unwind.push(s.recordEnd) // of a start that does not come to the point below
 		if _, err := tidy(dir); err != nil {
 			return fmt.Errorf("sandbox folder: %w", err)
 		}
@@ -315,8 +316,11 @@ func (s *supervisor) goes() bool {
 	return s.remove || s.fresh && !s.ready || s.dir.Record().AutoRemove
 }
 
-// recordEnd writes down how the sandbox has ended.
+// recordEnd writes down how the sandbox has ended. A second call does nothing.
 func (s *supervisor) recordEnd() error {
+	if s.over.Err() != nil {
+		return nil
+	}
 	defer s.done()
 	// The first command's end is known a moment after the machine's.
 	if m := s.first(); m != nil {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/sandbox"
 )
 
@@ -38,7 +37,7 @@ Logs are kept until the sandbox is removed, the last 32 MiB of them.`,
 				return err
 			}
 			out := &logPrinter{stdout: os.Stdout, stderr: os.Stderr, times: times, json: asJSON, middle: map[string]bool{}}
-			if info.Status == api.StatusStopped && info.Error != "" && info.ExitCode == nil && !query.Console {
+			if notStarted(info) && !query.Console {
 				fmt.Fprintf(os.Stderr, "matchlock: it did not start: %s\n", printable(info.Error))
 				console := query
 				console.Console, console.Follow = true, false

@@ -104,12 +104,20 @@ func statusText(i api.Info, now time.Time) string {
 		text := "stopped "
 		if i.ExitCode != nil {
 			text = fmt.Sprintf("exited (%d) ", *i.ExitCode)
+		} else if notStarted(i) {
+			text = "start failed "
 		}
 		return text + ago(now.Sub(i.Finished))
 	case api.StatusDead:
 		return "dead: its supervisor was killed"
 	}
 	return string(i.Status)
+}
+
+// notStarted tells whether a sandbox could not be started again, or its first
+// command could not.
+func notStarted(i api.Info) bool {
+	return i.Status == api.StatusStopped && i.Error != "" && (i.ExitCode == nil || *i.ExitCode == 126 || *i.ExitCode == 127)
 }
 
 func (a *app) inspectCommand() *cobra.Command {
@@ -372,7 +380,7 @@ func exitCode(info api.Info) int {
 	switch {
 	case info.ExitCode != nil:
 		return *info.ExitCode
-	case info.Status == api.StatusDead:
+	case info.Status == api.StatusDead, notStarted(info):
 		return statusFault
 	}
 	return 0
