@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,7 +49,6 @@ type supervisor struct {
 	dir     *state.Dir
 	output  *logs.Writer
 	machine guestMachine
-	client  *agent.Client
 
 	life  context.Context // of what it starts; its cause says why it ends
 	end   context.CancelCauseFunc
@@ -80,7 +78,6 @@ func newSupervisor(o Options, config api.Config) *supervisor {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler) // until there is a log
 	}
-	s.client = agent.NewClient(s.dial)
 	s.life, s.end = context.WithCancelCause(context.Background())
 	s.begun, s.begin = context.WithCancel(context.Background())
 	s.over, s.done = context.WithCancel(context.Background())
@@ -238,7 +235,7 @@ func (s *supervisor) createFolder(ctx context.Context, home state.Home, digest s
 		Accel: s.options.Accel,
 		Info: api.Info{
 			Name: s.options.Name, Status: api.StatusStarting, PID: os.Getpid(),
-			Image: s.config.Image, ImageDigest: digest, Command: s.proc.Argv, Labels: s.config.Labels,
+			Image: s.config.Image, ImageDigest: digest, Command: append([]string{}, s.proc.Argv...), Labels: s.config.Labels,
 			Created: time.Now(), AutoRemove: !s.options.Keep,
 		},
 	})
@@ -573,7 +570,7 @@ func (s *supervisor) signal(ctx context.Context, number int) error {
 		case sigKILL, sigTERM, sigINT, sigQUIT, sigHUP:
 			return s.stop(ctx, 0) // it idles; what would end a command ends it
 		}
-		return fmt.Errorf("signal %d: %w", number, ErrNoCommand)
+		return fmt.Errorf("sandbox %q: signal %d: %w: it idles", s.dir.Record().Name, number, ErrNoCommand)
 	}
 	if err := m.session.Signal(number); err != nil {
 		return s.explain(ctx, err)
@@ -589,22 +586,19 @@ func (s *supervisor) run(ctx context.Context, c Background) error {
 		return errors.New("no command given")
 	}
 	out := s.output.Stream(backgroundStream)
-	life, cancel := s.life, context.CancelFunc(func() {})
-	if c.Timeout > 0 {
-		life, cancel = context.WithTimeoutCause(life, c.Timeout, ErrTimeout)
+	command := sandboxOf(s.id, s).Command(s.life, c.Args[0], c.Args[1:]...)
+	command.Dir, command.User, command.Tty, command.Timeout = c.Dir, c.User, c.Tty, c.Timeout
+	command.Stdout, command.Stderr = out, out
+	for name, value := range c.Env {
+		command.Env = append(command.Env, name+"="+value)
 	}
-	session, err := s.client.Start(life, agent.Command{
-		Args: c.Args, Env: c.Env,
-		Dir: cmp.Or(c.Dir, s.proc.Dir), User: cmp.Or(c.User, s.proc.User),
-		Stdout: out, Stderr: out, TTY: c.Tty, Rows: defaultRows, Cols: defaultCols,
-	})
-	if err != nil {
-		cancel()
-		return notStarted(s.explain(ctx, err))
+	if err := command.Start(); err != nil {
+		return err
 	}
 	go func() {
-		session.Wait() // nobody asks how it ended
-		cancel()
+		if err := command.Wait(); errors.Is(err, ErrTimeout) { // else nobody asks how it ended
+			s.log.Warn("a command in the background", "command", c.Args, "error", err)
+		}
 	}()
 	return nil
 }

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/sandbox"
 )
 
@@ -85,8 +85,10 @@ func (a *app) exec(cmd *cobra.Command, f *execFlags, ref string, argv []string) 
 	if err != nil {
 		return err
 	}
-	if f.dir != "" && !strings.HasPrefix(f.dir, "/") {
-		return usageError{fmt.Errorf("working directory %q: not an absolute path", f.dir), pathOf(cmd)}
+	// The same is wrong here as with run.
+	command := api.Config{Image: "its own", Command: argv, Env: env, User: f.user, WorkDir: f.dir, Timeout: f.timeout}
+	if err := command.Validate(); err != nil {
+		return usageError{err, pathOf(cmd)}
 	}
 	sb, err := a.options().Attach(cmd.Context(), ref)
 	if err != nil {

@@ -19,9 +19,10 @@ func (a *app) logsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "logs [FLAGS] SANDBOX",
 		Short: "Show what the commands of a sandbox have said",
-		Long: `Show what the first command of a sandbox has said, and what commands in the background
-have (exec --detach): on standard output what went there, on standard error the rest. A
-sandbox that could not be started tells why first, with what its kernel said.
+		Long: `Show what the first command of a sandbox has said, on standard output what went there, on
+standard error the rest; and what commands in the background have (exec --detach), on
+standard output. A sandbox that could not be started tells why first, with what its kernel
+said.
 
 Logs are kept until the sandbox is removed, the last 32 MiB of them.`,
 		Example: `  matchlock logs -f web
