@@ -234,6 +234,9 @@ func TestLives(t *testing.T) {
 	if err := again.Main(t.Context()).Start(); err != nil {
 		t.Fatal(err)
 	}
+	for strings.Count(o.log(t, "web", LogQuery{}), "up") < 2 {
+		time.Sleep(time.Millisecond) // it may be killed before it has said a word
+	}
 	sb = o.attach(t, again.ID()[:6])
 	if err := sb.Signal(t.Context(), sigKILL); err != nil {
 		t.Fatal(err)
