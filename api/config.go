@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -312,7 +313,12 @@ func (c Config) MarshalJSON() ([]byte, error) {
 	if c.Timeout != 0 {
 		text.Timeout = c.Timeout.String()
 	}
-	return json.Marshal(text)
+	// As it stands: who wants < and > escaped has the outermost encoder do it.
+	var b bytes.Buffer
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false)
+	err := encoder.Encode(text)
+	return b.Bytes(), err
 }
 
 // UnmarshalJSON implements json.Unmarshaler. A key that Config does not have is

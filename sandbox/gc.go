@@ -30,8 +30,10 @@ func (o Options) GC(ctx context.Context) (Garbage, error) {
 	if err != nil {
 		return Garbage{}, err
 	}
-	var g Garbage
-	if g.Sandboxes, err = state.Sweep(ctx, home.Sandboxes()); err != nil {
+	g := Garbage{Sandboxes: []string{}, Files: []string{}} // lists in JSON too
+	swept, err := state.Sweep(ctx, home.Sandboxes())
+	g.Sandboxes = append(g.Sandboxes, swept...)
+	if err != nil {
 		return g, err
 	}
 	entries, err := state.List(home.Sandboxes())

@@ -367,7 +367,10 @@ func await(ctx context.Context, o sandbox.Options, ref string) (api.Info, error)
 	sb, err := o.Attach(ctx, info.ID)
 	if err == nil {
 		defer sb.Close()
-		info, err = sb.Wait(ctx)
+		var ended api.Info
+		if ended, err = sb.Wait(ctx); err == nil {
+			return ended, nil
+		}
 	}
 	if errors.Is(err, sandbox.ErrNotRunning) { // since we looked, or its supervisor was killed
 		return o.Find(ctx, info.ID)
