@@ -164,12 +164,24 @@ func (d *Dir) Close() error {
 // second Remove does nothing.
 func (d *Dir) Remove() error {
 	// With its name it goes at once: a removal that is killed is finished by a sweep.
-	condemned := filepath.Join(filepath.Dir(d.path), deadPrefix+d.ID)
+	condemned := deadPath(d.path)
 	err := os.Rename(d.path, condemned)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil // a second call's
 	}
+	// The lock last, for those who await the end.
+	entries, _ := os.ReadDir(condemned) // what is not listed RemoveAll removes, or tells of
+	for _, entry := range entries {
+		if entry.Name() != lockName {
+			os.RemoveAll(filepath.Join(condemned, entry.Name()))
+		}
+	}
 	return errors.Join(err, os.RemoveAll(condemned), d.Close())
+}
+
+// deadPath is where the folder at path is while it is being removed.
+func deadPath(path string) string {
+	return filepath.Join(filepath.Dir(path), deadPrefix+filepath.Base(path))
 }
 
 // Entry is a sandbox as others than its supervisor see it.
@@ -240,9 +252,12 @@ func Lookup(sandboxes, ref string) (Entry, error) {
 }
 
 // AwaitEnd returns when no supervisor holds the folder of an entry any more,
-// or with the cause of ctx's end.
+// which one that removes it does until it is gone; or with the cause of ctx's end.
 func AwaitEnd(ctx context.Context, e Entry) error {
 	lock, err := hostfs.Lock(ctx, filepath.Join(e.Path, lockName), os.O_RDWR, syscall.LOCK_SH)
+	if errors.Is(err, fs.ErrNotExist) {
+		lock, err = hostfs.Lock(ctx, filepath.Join(deadPath(e.Path), lockName), os.O_RDWR, syscall.LOCK_SH)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -293,7 +308,7 @@ func condemn(ctx context.Context, sandboxes string) (dead []string, err error) {
 		if !folder.IsDir() || alive(path) || !forsaken(path) {
 			continue
 		}
-		condemned := filepath.Join(sandboxes, deadPrefix+folder.Name())
+		condemned := deadPath(path)
 		switch e := os.Rename(path, condemned); {
 		case e == nil:
 			dead = append(dead, condemned)
