@@ -142,7 +142,11 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"upon":   scriptUpon,
 	"mktar":  scriptMktar,
 	"nothing-left": func(ts *testscript.TestScript, neg bool, args []string) {
-		if err := remains(ts.Getenv("MATCHLOCK_HOME")); (err != nil) != neg {
+		look := remainsAtLast
+		if neg {
+			look = remains
+		}
+		if err := look(ts.Getenv("MATCHLOCK_HOME")); (err != nil) != neg {
 			ts.Fatalf("sandboxes: %v", err)
 		}
 	},
@@ -281,10 +285,16 @@ func signalNamed(ts *testscript.TestScript, name string) syscall.Signal {
 // file of a sandbox open, which a hypervisor has for as long as it lives.
 func scriptMachineEnds(ts *testscript.TestScript, neg bool, args []string) {
 	home := ts.Getenv("MATCHLOCK_HOME")
+	ts.Check(withinASecond(func() error { return openFiles(home) }))
+}
+
+// withinASecond looks until there is no error any more.
+func withinASecond(look func() error) error {
 	deadline := time.Now().Add(time.Second)
-	for err := openFiles(home); err != nil; err = openFiles(home) {
-		if time.Now().After(deadline) {
-			ts.Fatalf("%v", err)
+	for {
+		err := look()
+		if err == nil || time.Now().After(deadline) {
+			return err
 		}
 		time.Sleep(5 * time.Millisecond) // nothing tells of a stranger's end
 	}
@@ -308,7 +318,7 @@ func scriptMktar(ts *testscript.TestScript, neg bool, args []string) {
 // leavesNothing fails a script if anything is left of its home's sandboxes. That
 // is removed: a script that fails midway leaves supervisors, which would go on.
 func leavesNothing(env *testscript.Env) {
-	err := remains(env.Getenv("MATCHLOCK_HOME"))
+	err := remainsAtLast(env.Getenv("MATCHLOCK_HOME"))
 	if err == nil {
 		return
 	}
@@ -329,6 +339,12 @@ func leavesNothing(env *testscript.Env) {
 		matchlock(append([]string{"rm", "-f"}, ids...)...)
 	}
 	t.FailNow()
+}
+
+// remainsAtLast says what remains when supervisors that are at their end have
+// come to it.
+func remainsAtLast(home string) error {
+	return withinASecond(func() error { return remains(home) })
 }
 
 // remains says what is left of the sandboxes of a home: folders, or processes
