@@ -110,7 +110,7 @@ func (c *Cmd) Start() error {
 		return errors.New("exec: already started")
 	}
 	process := c.sandbox.keeper.process()
-	if len(c.Args) == 0 {
+	if len(c.Args) == 0 && !c.main { // of the first one the keeper knows more
 		return noCommand(process.Image)
 	}
 	ctx, cancel := context.WithCancelCause(c.ctx)

@@ -417,6 +417,9 @@ func (s *supervisor) first() *firstCommand {
 }
 
 func (s *supervisor) startMain(ctx context.Context, c *Cmd) (session, error) {
+	if len(c.Args) == 0 {
+		return nil, noCommand(s.proc.Image)
+	}
 	m := &firstCommand{tty: c.Tty, begun: s.output.Position()}
 	m.over, m.end = context.WithCancel(context.Background())
 	s.mu.Lock()
