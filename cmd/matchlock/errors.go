@@ -138,6 +138,8 @@ func hintOf(err error) string {
 	switch {
 	case errors.Is(err, image.ErrDenied):
 		return "`docker login` stores credentials, which matchlock reads from docker's configuration"
+	case errors.Is(err, image.ErrInUse):
+		return "`matchlock ps -a` lists the sandboxes, `matchlock rm` removes one"
 	case errors.Is(err, image.ErrTooLarge):
 		return "--max-size allows more"
 	case errors.Is(err, syscall.ENOSPC):

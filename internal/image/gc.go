@@ -57,7 +57,7 @@ func (s *Store) Remove(ref string, keep ...string) (Removed, error) {
 	if used, err := s.isUsed(digest, keep); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Removed{}, err
 	} else if used {
-		return Removed{}, fmt.Errorf("image %q: %w by a sandbox", ref, ErrInUse)
+		return Removed{}, fmt.Errorf("image %q: %w", ref, ErrInUse)
 	}
 	own, _ := s.references(digest) // of a damaged image: what can be told
 	live, err := s.live(index, keep)

@@ -145,7 +145,7 @@ type Progress func(Event)
 // What callers branch on. The errors returned say more than these do.
 var (
 	ErrNotFound = errors.New("image not found")
-	ErrInUse    = errors.New("image in use")
+	ErrInUse    = errors.New("in use by a sandbox")
 	ErrTooLarge = errors.New("image too large")
 	ErrDenied   = errors.New("registry denies access")
 )
