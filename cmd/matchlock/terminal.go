@@ -148,6 +148,9 @@ func (k *keys) Read(p []byte) (int, error) {
 				break
 			}
 		}
+		if err != nil && !k.over { // those that are held back were not the sequence
+			k.rest, k.held = append(k.rest, k.sequence[:k.held]...), 0
+		}
 		if err != nil && len(k.rest) == 0 {
 			return 0, err
 		}
