@@ -16,9 +16,11 @@ func showHelp(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	err := fmt.Errorf("unknown command %q", strings.TrimSpace(pathOf(cmd)+" "+args[0]))
-	cmd.SuggestionsMinimumDistance = 2
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		err = fmt.Errorf("%w; did you mean %q?", err, strings.TrimSpace(pathOf(cmd)+" "+near[0]))
+	for cmd.SuggestionsMinimumDistance = 1; cmd.SuggestionsMinimumDistance <= 2; cmd.SuggestionsMinimumDistance++ { // the nearest first
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			err = fmt.Errorf("%w; did you mean %q?", err, strings.TrimSpace(pathOf(cmd)+" "+near[0]))
+			break
+		}
 	}
 	return usageError{err, pathOf(cmd)}
 }

@@ -258,10 +258,13 @@ func TestAttachWithoutInput(t *testing.T) {
 	c.expect(t, "interrupted\r")
 	c.ends(t, 4)
 
-	d.matchlock(t, "run", "-dit", "--name", "other", "box", "sh", "-c", reader)
+	d.matchlock(t, "run", "-dit", "--name", "other", "box", "sh", "-c", `while :; do echo tick; sleep 0.02; done & `+reader)
 	c = d.call(t, "attach", "--no-stdin", "other")
+	c.expect(t, "tick\r")
 	c.type1(t, "hello\r")
-	d.matchlock(t, "exec", "other", "true")
+	c.expect(t, "hello") // our terminal's echo
+	c.expect(t, "tick\r")
+	c.expect(t, "tick\r")
 	d.matchlock(t, "rm", "-f", "other")
 	c.ends(t, 137)
 	c.screen.SetReadDeadline(time.Now().Add(50 * time.Millisecond)) // it is all there
