@@ -70,9 +70,22 @@ type missingError struct{ *state.NotFoundError }
 
 func (missingError) Is(target error) bool { return target == ErrNotFound }
 
+// settled finds a sandbox, and of one that is at its end awaits that: it has been
+// asked to end, or its first command has ended a moment ago.
+func settled(ctx context.Context, home state.Home, ref string) (state.Entry, error) {
+	e, err := lookup(home, ref)
+	if err != nil || !e.Status.Alive() || e.Status != api.StatusStopping && e.ExitCode == nil {
+		return e, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, endTime)
+	defer cancel()
+	_ = state.AwaitEnd(ctx, e) // the look that follows tells
+	return lookup(home, ref)
+}
+
 // openStopped takes over the folder of a sandbox that has ended.
 func openStopped(ctx context.Context, home state.Home, ref string) (*state.Dir, error) {
-	e, err := lookup(home, ref)
+	e, err := settled(ctx, home, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -161,6 +174,9 @@ func (o Options) Remove(ctx context.Context, ref string, force bool) error {
 		return err
 	}
 	e, err := lookup(home, ref)
+	if !force {
+		e, err = settled(ctx, home, ref)
+	}
 	if err != nil {
 		return err
 	}

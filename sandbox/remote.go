@@ -175,7 +175,15 @@ func (r *remote) info(ctx context.Context) (api.Info, error) {
 }
 
 func (r *remote) wait(ctx context.Context) (info api.Info, err error) {
-	return info, r.call(ctx, methodWait, nil, &info)
+	if err := r.call(ctx, methodWait, nil, &info); err != nil {
+		return info, err
+	}
+	// What follows a wait may want to start or remove it. Somebody else may be
+	// faster, whose new life is not waited for.
+	inner, cancel := context.WithTimeout(ctx, lastWords)
+	defer cancel()
+	_ = state.AwaitEnd(inner, r.entry)
+	return info, nil
 }
 
 func (r *remote) stop(ctx context.Context, grace time.Duration) error {

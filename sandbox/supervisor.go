@@ -522,6 +522,10 @@ func (s *supervisor) mainEnded(m *firstCommand, err error) {
 	if m.input != nil {
 		m.input.Close()
 	}
+	if s.life.Err() == nil { // else recordEnd writes it
+		// For those who look before the sandbox has ended too.
+		_ = s.dir.Update(func(r *state.Record) { r.ExitCode = &m.exit.Code })
+	}
 	m.end()
 }
 

@@ -238,7 +238,7 @@ time is up, sync the disks and end the sandbox. One that was kept can be started
 
 // start starts a sandbox again. One that runs is left as it is.
 func (a *app) start(ctx context.Context, info api.Info) error {
-	if info.Status.Alive() {
+	if info.Status.Alive() && info.Status != api.StatusStopping && info.ExitCode == nil { // and is not at its end
 		return nil
 	}
 	_, err := a.supervise(ctx, order{Start: info.ID, Stdin: info.Stdin, Tty: info.Tty})
