@@ -26,7 +26,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"vm":      {ours: "api"},
 	"sandbox": {ours: "api vm internal/agent internal/boot internal/control internal/disk internal/hostfs internal/image internal/logs internal/qemu internal/state internal/wire"},
 
-	"cmd/matchlock":       {ours: "api sandbox internal/image internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term"},
+	"cmd/matchlock":       {ours: "api sandbox vm internal/image internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term"},
 	"cmd/matchlock-guest": {ours: "internal/guest"},
 
 	"internal/wire":    {},
