@@ -50,13 +50,21 @@ func TestTable(t *testing.T) {
 				memory all 70.5 MB 60.0–80.0 3 ≤ 70 MB MISSED
 				of it 1.23 MB 1.00–2.00 3`,
 		},
+		{
+			name:    "part in another unit, limit met",
+			bench:   benchmark{name: "idle", unit: "MB", lines: []line{{what: "all"}, {what: "time", unit: "ms", part: true, limit: 1}}},
+			samples: [][]float64{{11}, {0.5}},
+			want: `
+				idle all 11.0 MB 11.0–11.0 1
+				time 0.50 ms 0.50–0.50 1 ≤ 1 ms`,
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			var got strings.Builder
-			printTable(&got, results(test.bench, test.samples))
-			if diff := cmp.Diff(strings.Fields(test.want), strings.Fields(got.String())); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
+			err := printTable(&got, results(test.bench, test.samples))
+			if diff := cmp.Diff(strings.Fields(test.want), strings.Fields(got.String())); err != nil || diff != "" {
+				t.Errorf("%v (-want +got):\n%s", err, diff)
 			}
 		})
 	}
@@ -65,12 +73,12 @@ func TestTable(t *testing.T) {
 func TestJSON(t *testing.T) {
 	b := benchmark{name: "exec", unit: "ms", lines: []line{{what: "guest", limit: 20}, {what: "host"}}}
 	var got strings.Builder
-	printJSON(&got, results(b, [][]float64{{8}, {2}}))
+	err := printJSON(&got, results(b, [][]float64{{8}, {2}}))
 	want := `{"benchmark":"exec","what":"guest","unit":"ms","median":8,"min":8,"max":8,"n":1,"limit":20,"met":true}
 {"benchmark":"exec","what":"host","unit":"ms","median":2,"min":2,"max":2,"n":1,"ratio":4}
 `
-	if diff := cmp.Diff(want, got.String()); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
+	if diff := cmp.Diff(want, got.String()); err != nil || diff != "" {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
 }
 

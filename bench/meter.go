@@ -19,10 +19,12 @@ type benchmark struct {
 // A line is one of the things that a benchmark measures, and one of the table.
 type line struct {
 	what string
-	part bool // of our own value: there is nothing to compare
+	part bool   // of our own value, or beside it: there is nothing to compare
+	unit string // where it is not the benchmark's
 
-	// limit is what is asked for: of the first line, the highest median; of the
-	// others, the highest ratio of the first's median to theirs. 0: nothing.
+	// limit is what is asked for: of the first line and of parts, the highest
+	// median; of the others, the highest ratio of the first's median to theirs.
+	// 0: nothing.
 	limit float64
 }
 

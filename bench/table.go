@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -31,7 +32,7 @@ func results(b benchmark, samples [][]float64) []result {
 	for i, l := range b.lines {
 		values := slices.Sorted(slices.Values(samples[i]))
 		r := result{
-			Benchmark: b.name, What: l.what, Unit: b.unit,
+			Benchmark: b.name, What: l.what, Unit: cmp.Or(l.unit, b.unit),
 			Median: median(values), Min: values[0], Max: values[len(values)-1], N: len(values),
 			Limit: l.limit,
 		}
@@ -58,11 +59,14 @@ func median(sorted []float64) float64 {
 	return (sorted[middle-1] + sorted[middle]) / 2
 }
 
-func printJSON(w io.Writer, all []result) {
+func printJSON(w io.Writer, all []result) error {
 	lines := json.NewEncoder(w)
 	for _, r := range all {
-		lines.Encode(r) // a closed standard output is the reader's wish
+		if err := lines.Encode(r); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 const rowFormat = "%-8s %-50s %12s  %-17s %4s %8s  %s\n"
@@ -71,13 +75,17 @@ func printHeading(w io.Writer) {
 	fmt.Fprintf(w, rowFormat, "", "", "median", "min–max", "n", "ratio", "asked")
 }
 
-func printTable(w io.Writer, all []result) {
+func printTable(w io.Writer, all []result) error {
 	name := all[0].Benchmark
 	for _, r := range all {
-		fmt.Fprintf(w, rowFormat, name, r.What, digits(r.Median)+" "+r.Unit, digits(r.Min)+"–"+digits(r.Max),
+		_, err := fmt.Fprintf(w, rowFormat, name, r.What, digits(r.Median)+" "+r.Unit, digits(r.Min)+"–"+digits(r.Max),
 			strconv.Itoa(r.N), r.ratio(), r.asked())
+		if err != nil {
+			return err
+		}
 		name = ""
 	}
+	return nil
 }
 
 func (r result) ratio() string {
