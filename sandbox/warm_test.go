@@ -154,7 +154,7 @@ func TestVMTemplate(t *testing.T) {
 		t.Errorf("a later one has %q", got)
 	}
 	// Another shape does not fit.
-	sb, said = w.start(t, func(_ *sandbox.Options, c *api.Config) { c.Memory = 160 << 20 })
+	_, said = w.start(t, func(_ *sandbox.Options, c *api.Config) { c.Memory = 160 << 20 })
 	says(t, said, saysMade)
 	sb, said = w.start(t, func(o *sandbox.Options, _ *api.Config) { o.Cold = true })
 	if strings.Contains(said, saysCopy) || strings.Contains(said, saysMade) {
