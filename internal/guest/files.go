@@ -3,6 +3,7 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,9 +15,29 @@ import (
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
-// writeIdentity names the guest and writes the files by which its programs
-// find names: hostname(5), hosts(5) and resolv.conf(5).
-func writeIdentity(p wire.Params, hosts []api.HostIPMapping) error {
+// identity are the files by which programs find names, hostname(5), hosts(5) and
+// resolv.conf(5), empty and open: what is in them is this guest's own.
+type identity struct{ hostname, hosts, resolv *os.File }
+
+// makeIdentity makes the files. What stands in their places, often a link into
+// /run, is taken away.
+func makeIdentity() (id identity, err error) {
+	for path, file := range map[string]**os.File{"/etc/hostname": &id.hostname, "/etc/hosts": &id.hosts, "/etc/resolv.conf": &id.resolv} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return id, err
+		}
+		if err := os.RemoveAll(path); err != nil {
+			return id, err
+		}
+		if *file, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
+			return id, err
+		}
+	}
+	return id, nil
+}
+
+// write names the guest and fills in the files.
+func (id identity) write(p wire.Params, hosts []api.HostIPMapping) error {
 	hostname := p.Hostname
 	if hostname == "" {
 		hostname = "localhost"
@@ -30,21 +51,20 @@ func writeIdentity(p wire.Params, hosts []api.HostIPMapping) error {
 	if p.Address.IsValid() {
 		own = p.Address.Addr().String()
 	}
-	fmt.Fprintf(&hostsFile, "%s\t%s\n", own, hostname)
+	hostsFile.WriteString(own + "\t" + hostname + "\n")
 	writeHosts(&hostsFile, hosts)
 	if !p.NoNetwork {
 		for _, server := range p.DNS {
-			fmt.Fprintf(&resolv, "nameserver %s\n", server)
+			resolv.WriteString("nameserver " + server.String() + "\n")
 		}
 	}
-	for path, content := range map[string]string{
-		"/etc/hostname": hostname + "\n", "/etc/hosts": hostsFile.String(), "/etc/resolv.conf": resolv.String(),
-	} {
-		if err := replaceFile(path, content); err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(fill(id.hostname, hostname+"\n"), fill(id.hosts, hostsFile.String()), fill(id.resolv, resolv.String()))
+}
+
+// fill writes a file that is empty, and closes it.
+func fill(file *os.File, content string) error {
+	_, err := file.WriteString(content)
+	return errors.Join(err, file.Close())
 }
 
 func appendHosts(hosts []api.HostIPMapping) error {

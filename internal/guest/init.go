@@ -71,10 +71,11 @@ func Main() error {
 // guest is the one guest there is. The control port calls its methods one at a
 // time.
 type guest struct {
-	devices *os.Root // the kernel's own /dev, out of user code's reach
-	params  wire.Params
-	starter *starter
-	server  *agent.Server
+	devices  *os.Root // the kernel's own /dev, out of user code's reach
+	params   wire.Params
+	starter  *starter
+	server   *agent.Server
+	identity identity
 
 	isPrepared, isSetUp, isBooted bool
 
@@ -147,11 +148,21 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	if err := enterRoot(params); err != nil {
 		return err
 	}
+	if g.identity, err = makeIdentity(); err != nil {
+		return err
+	}
 	g.server = agent.NewServer(g.starter, nil)
 	if err := g.confine(api.Confinement{}); err != nil {
 		return err
 	}
-	return g.warmUp()
+	if err := g.warmUp(); err != nil {
+		return err
+	}
+	// A copy finds the port open, and nothing that was said on it.
+	opened := make(chan struct{})
+	go g.serveData(sync.OnceFunc(func() { close(opened) }))
+	<-opened
+	return nil
 }
 
 // Setup implements agent.ControlHandler: clock, entropy, network, name and disks,
@@ -177,14 +188,13 @@ func (g *guest) Setup(s *agent.Setup) error {
 	if err := configureNetwork(params); err != nil {
 		return err
 	}
-	if err := writeIdentity(params, s.Hosts); err != nil {
+	if err := g.identity.write(params, s.Hosts); err != nil {
 		return err
 	}
 	if err := mountDisks(params.Disks, g.devices); err != nil {
 		return err
 	}
 	g.server.AddEnv(s.Env)
-	go g.serveData()
 	return nil
 }
 
@@ -326,8 +336,8 @@ func makeCgroup(cpus float64) (*os.File, error) {
 }
 
 // serveData serves the agent on the data port, and again on a new session each
-// time the host has reset it.
-func (g *guest) serveData() {
+// time the host has reset it. opened is told of each time that the port is open.
+func (g *guest) serveData(opened func()) {
 	for {
 		data, err := openPort(g.devices, wire.DataPortName)
 		if err != nil {
@@ -336,6 +346,7 @@ func (g *guest) serveData() {
 		g.mu.Lock()
 		g.data = data
 		g.mu.Unlock()
+		opened()
 		mux, err := wire.NewGuestMux(context.Background(), data, 0)
 		if err == nil {
 			g.server.Serve(mux)
