@@ -261,6 +261,9 @@ func ExampleOptions_Start() {
 	if err := sb.Stop(ctx, 10*time.Second); err != nil {
 		log.Fatal(err)
 	}
+	if err := sb.Close(); err != nil { // returns when its folder is free for others
+		log.Fatal(err)
+	}
 	info, err := options.Find(ctx, "box")
 	if err != nil {
 		log.Fatal(err)
