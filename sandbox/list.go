@@ -191,6 +191,9 @@ func (o Options) Remove(ctx context.Context, ref string, force bool) error {
 			return nil // gone with its supervisor
 		}
 	}
+	if e.Problem != nil && !force {
+		return &hintError{fmt.Errorf("sandbox %q: %w", e.ID, e.Problem), "`matchlock rm --force` removes it, whatever is in it"}
+	}
 	dir, err := state.Open(ctx, e)
 	if errors.Is(err, state.ErrAlive) {
 		return stillRunning(e.Name) // again
@@ -264,15 +267,20 @@ func connEnded(conn net.Conn) bool {
 }
 
 // Prune removes the sandboxes that do not run and for which keep, unless nil,
-// is false. It returns what it removed, also with an error.
+// is false. One whose record cannot be read, as a newer matchlock's, stays. It returns what it removed, also with an error.
 func (o Options) Prune(ctx context.Context, keep func(api.Info) bool) (removed []api.Info, err error) {
-	list, err := o.List(ctx)
+	home, err := o.home()
+	if err != nil {
+		return nil, err
+	}
+	entries, err := state.List(home.Sandboxes())
 	if err != nil {
 		return nil, err
 	}
 	var errs []error
-	for _, info := range list {
-		if info.Status.Alive() || keep != nil && keep(info) {
+	for _, e := range entries {
+		info := infoOf(e)
+		if e.Problem != nil || info.Status.Alive() || keep != nil && keep(info) {
 			continue
 		}
 		switch err := o.Remove(ctx, info.ID, false); {

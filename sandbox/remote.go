@@ -68,6 +68,12 @@ func (r *remote) describe(ctx context.Context) error {
 	if err := r.call(ctx, methodDescribe, nil, &d); err != nil {
 		return err
 	}
+	if d.Wire != wire.Version {
+		return &hintError{
+			fmt.Errorf("sandbox %q: its guest speaks version %d, this program %d", r.entry.Name, d.Wire, wire.Version),
+			"`matchlock stop` ends it; started again, it speaks this program's",
+		}
+	}
 	r.proc = d.Process
 	r.proc.Timeout = 0 // its supervisor sees to that
 	return nil

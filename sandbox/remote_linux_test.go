@@ -536,3 +536,78 @@ func TestManyAtOnce(t *testing.T) {
 		t.Errorf("left: %v, %v", entries, err)
 	}
 }
+
+// TestStopIsNotHurried: a client that goes away while it waits for a sandbox to
+// stop does not shorten the time that the first command has.
+func TestStopIsNotHurried(t *testing.T) {
+	o := house(t)
+	own := o.run(t, "web", api.Config{Command: []string{"sh", "-c", "exec 2>/dev/null; trap 'sleep 0.3; exit 5' TERM; echo up; while :; do sleep 0.05; done"}})
+	if err := own.Main(t.Context()).Start(); err != nil {
+		t.Fatal(err)
+	}
+	for o.log(t, "web", LogQuery{}) != "stdout: up\n" {
+		time.Sleep(10 * time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := o.attach(t, "web").Stop(ctx, time.Minute); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Stop = %v", err)
+	}
+	info, err := own.Wait(t.Context())
+	if err != nil || info.ExitCode == nil || *info.ExitCode != 5 {
+		t.Errorf("it ended as %+v, %v", info, err)
+	}
+}
+
+// TestStopGivesTheFolderBack: what Stop has ended can be started and removed at
+// once, by its own process too.
+func TestStopGivesTheFolderBack(t *testing.T) {
+	o := house(t)
+	sb := o.run(t, "web", api.Config{})
+	for range 3 {
+		if err := sb.Stop(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		if info := o.known(t, "web"); info.Status != api.StatusStopped {
+			t.Errorf("after Stop it is %s", info.Status)
+		}
+		var err error
+		if sb, err = o.Start(t.Context(), "web"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := sb.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPruneSparesTheUnreadable: what a newer matchlock has written stays, unless
+// force is used.
+func TestPruneSparesTheUnreadable(t *testing.T) {
+	o := house(t)
+	sb := o.run(t, "web", api.Config{})
+	if err := sb.Close(); err != nil {
+		t.Fatal(err)
+	}
+	record := filepath.Join(o.Home, "state", "sandboxes", sb.ID(), "state.json")
+	if err := os.WriteFile(record, []byte(`{"version":1000}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := o.Prune(t.Context(), nil); err != nil || len(removed) > 0 {
+		t.Errorf("Prune = %v, %v", removed, err)
+	}
+	if info := o.known(t, sb.ID()); !strings.Contains(info.Error, "newer matchlock") {
+		t.Errorf("it is %+v", info)
+	}
+	for what, err := range map[string]error{
+		"Remove": o.Remove(t.Context(), sb.ID(), false),
+		"Start":  second(o.Start(t.Context(), sb.ID())),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "newer matchlock") {
+			t.Errorf("%s = %v", what, err)
+		}
+	}
+	if err := o.Remove(t.Context(), sb.ID(), true); err != nil {
+		t.Error(err)
+	}
+}

@@ -31,6 +31,7 @@ const (
 )
 
 type description struct {
+	Wire       int      `json:"wire"` // wire.Version, which its guest speaks
 	Info       api.Info `json:"info"`
 	Process    process  `json:"process"`
 	MachinePID int      `json:"machine_pid"` // the hypervisor's
@@ -97,14 +98,15 @@ func (s *supervisor) serve() error {
 	server, err := control.Serve(s.dir.Path(), s.id, control.Methods{
 		Calls: map[string]control.Method{
 			methodDescribe: func(context.Context, *control.Call) (any, error) {
-				d := description{Info: s.dir.Record().Info, Process: s.proc}
+				d := description{Wire: wire.Version, Info: s.dir.Record().Info, Process: s.proc}
 				if m := s.guest(); m != nil {
 					d.MachinePID = m.PID()
 				}
 				return d, nil
 			},
 			methodWait: func(ctx context.Context, _ *control.Call) (any, error) { return s.wait(ctx) },
-			methodStop: withParams(func(ctx context.Context, p stopParams) error { return s.stop(ctx, p.Grace) }),
+			// A client that hangs up ends its call, not the time that the command has.
+			methodStop: withParams(func(ctx context.Context, p stopParams) error { return s.wind(context.WithoutCancel(ctx), p.Grace) }),
 			methodEnd: withParams(func(ctx context.Context, p endParams) error {
 				s.mu.Lock()
 				s.remove = s.remove || p.Remove
@@ -113,7 +115,9 @@ func (s *supervisor) serve() error {
 				_, err := s.wait(ctx)
 				return err
 			}),
-			methodSignal: withParams(func(ctx context.Context, p signalParams) error { return s.signal(ctx, p.Number) }),
+			methodSignal: withParams(func(ctx context.Context, p signalParams) error {
+				return s.signal(context.WithoutCancel(ctx), p.Number)
+			}),
 			methodRename: withParams(func(ctx context.Context, p renameParams) error { return s.rename(ctx, p.Name) }),
 			methodRun:    withParams(s.run),
 		},

@@ -537,6 +537,15 @@ const statusTimeout = 124
 const killGrace = 2 * time.Second
 
 func (s *supervisor) stop(ctx context.Context, grace time.Duration) error {
+	if err := s.wind(ctx, grace); err != nil {
+		return err
+	}
+	return s.close() // the lock is free then
+}
+
+// wind ends the sandbox and returns when its record says so. At the end of ctx
+// it is patient no longer.
+func (s *supervisor) wind(ctx context.Context, grace time.Duration) error {
 	s.mu.Lock()
 	ready := s.ready
 	s.mu.Unlock()
@@ -548,10 +557,10 @@ func (s *supervisor) stop(ctx context.Context, grace time.Duration) error {
 		m.session.Signal(s.proc.StopSignal) // what does not arrive, the next step makes up for
 		if !m.endsWithin(ctx, grace) {
 			m.session.Signal(sigKILL)
-			m.endsWithin(ctx, killGrace)
+			m.endsWithin(context.WithoutCancel(ctx), killGrace)
 		}
 	}
-	go s.close() // which waits for those who are served, and so may not be waited for
+	go s.close() // which waits for those who are served, and so may not be waited for by them
 	select {
 	case <-s.over.Done():
 		return nil
@@ -575,7 +584,7 @@ func (s *supervisor) signal(ctx context.Context, number int) error {
 	if m == nil {
 		switch number {
 		case sigKILL, sigTERM, sigINT, sigQUIT, sigHUP:
-			return s.stop(ctx, 0) // it idles; what would end a command ends it
+			return s.wind(ctx, 0) // it idles; what would end a command ends it
 		}
 		return fmt.Errorf("sandbox %q: signal %d: %w: it idles", s.dir.Record().Name, number, ErrNoCommand)
 	}
@@ -583,7 +592,7 @@ func (s *supervisor) signal(ctx context.Context, number int) error {
 		return s.explain(ctx, err)
 	}
 	if number == sigKILL && !m.endsWithin(ctx, killGrace) {
-		return s.stop(ctx, 0) // its guest does not do as it is told
+		return s.wind(ctx, 0) // its guest does not do as it is told
 	}
 	return nil
 }

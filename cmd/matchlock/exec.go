@@ -137,7 +137,7 @@ The keys ctrl-p ctrl-q, on a terminal, let go of it again; so does the end of th
 			dropSIGPIPE()
 			flags := stdioFlags{interactive: info.Stdin && !noStdin, tty: info.Tty, noTTY: !info.Tty}
 			stdio := flags.stdio()
-			stdio.detach = detachKeys
+			stdio.hold, stdio.detach = true, detachKeys
 			err = foreground(cmd.Context(), stdio, sb.Main)
 			if errors.Is(err, errDetached) {
 				fmt.Fprintf(os.Stderr, "\r\nmatchlock: detached from %s, which runs on\n", info.Name)

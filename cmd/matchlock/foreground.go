@@ -49,7 +49,7 @@ func foreground(ctx context.Context, stdio stdio, prepare func(context.Context) 
 	if stdio.tty {
 		defer followSize(command)()
 	}
-	defer relay(command, signals, end)()
+	defer relay(command, signals, stdio.hold, end)()
 	ended := make(chan error, 1)
 	go func() { ended <- command.Wait() }()
 	select {
@@ -104,8 +104,9 @@ const (
 )
 
 // relay passes signals on to the command until stop is called. end is told when
-// the user will not wait for the command any longer.
-func relay(main *sandbox.Cmd, signals <-chan os.Signal, end context.CancelCauseFunc) (stop func()) {
+// the user will not wait for the command any longer: for one that this program
+// has but hold of, the end of the terminal says so.
+func relay(main *sandbox.Cmd, signals <-chan os.Signal, hold bool, end context.CancelCauseFunc) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		var asked time.Time // when the command was last asked to end
@@ -118,6 +119,10 @@ func relay(main *sandbox.Cmd, signals <-chan os.Signal, end context.CancelCauseF
 				end(&signalError{syscall.SIGTERM})
 			case s := <-signals:
 				sig := s.(syscall.Signal)
+				if hold && sig == syscall.SIGHUP {
+					end(&signalError{sig})
+					continue
+				}
 				if sig == syscall.SIGINT || sig == syscall.SIGTERM {
 					if !asked.IsZero() && time.Since(asked) < twiceWithin {
 						end(&signalError{sig})

@@ -109,6 +109,9 @@ func statusText(i api.Info, now time.Time) string {
 		}
 		return text + ago(now.Sub(i.Finished))
 	case api.StatusDead:
+		if i.Error != "" { // what it says of itself cannot be read
+			return printable(i.Error)
+		}
 		return "dead: its supervisor was killed"
 	}
 	return string(i.Status)

@@ -24,6 +24,7 @@ type stdio struct {
 	tty bool // the command has a terminal
 	raw bool // our own terminal passes all keys to it
 
+	hold   bool   // the command is not this program's: to let go of it does not end it
 	detach []byte // the keys that let go of it; nil: there are none
 }
 
