@@ -329,7 +329,7 @@ func (s *supervisor) recordEnd() error {
 	s.mu.Lock()
 	failure, main, ready := s.failure, s.main, s.ready
 	s.mu.Unlock()
-	return s.dir.Update(func(r *state.Record) {
+	err := s.dir.Update(func(r *state.Record) {
 		r.Status, r.Finished, r.PID, r.Error = api.StatusStopped, time.Now(), 0, failure
 		if main != nil && main.over.Err() != nil {
 			r.ExitCode = &main.exit.Code
@@ -340,6 +340,10 @@ func (s *supervisor) recordEnd() error {
 			r.ExitCode = new(statusUnknown)
 		}
 	})
+	if s.goes() {
+		return nil // nobody will read it; those who wait are told from memory
+	}
+	return err
 }
 
 // leave gives the folder back.
