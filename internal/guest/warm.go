@@ -43,8 +43,33 @@ func (g *guest) warmUp() error {
 			f.Close()
 		}
 	}
+	lookAtPrograms()
 	return nil
 }
+
+// lookAtPrograms looks at the programs that the image has, so that the kernel
+// knows where they are: which one is the first is not known yet.
+func lookAtPrograms() {
+	left := maxPrograms
+	for _, dir := range []string{"/bin", "/usr/bin", "/usr/local/bin", "/sbin", "/usr/sbin"} {
+		f, err := os.Open(dir)
+		if err != nil {
+			continue
+		}
+		names, _ := f.Readdirnames(left) // as far as they can be read
+		f.Close()
+		for _, name := range names {
+			os.Lstat(dir + "/" + name)
+		}
+		if left -= len(names); left <= 0 {
+			return
+		}
+	}
+}
+
+// maxPrograms is how many programs are looked at. Each takes a kilobyte of the
+// kernel's memory, which all copies share.
+const maxPrograms = 2000
 
 // maxFirstFile is how much of a file is read: the image chose it.
 const maxFirstFile = 4 << 20
