@@ -51,7 +51,7 @@ const (
 	oldTemplatePrefix = ".dead-" // while it is removed
 
 	templateAge  = 30 * 24 * time.Hour // since its last use
-	templateRoom = 16 << 30            // bytes on the disk, of all of them
+	templateRoom = 8 << 30             // bytes on the disk, of all of them
 )
 
 // shape is all that is baked into a template. Machines of which any of it
