@@ -9,6 +9,7 @@ type Status string
 const (
 	StatusStarting Status = "starting" // its machine is being made
 	StatusRunning  Status = "running"
+	StatusPaused   Status = "paused"   // it stands still
 	StatusStopping Status = "stopping" // it has been asked to end
 	StatusStopped  Status = "stopped"  // it has ended, and can be started again
 	StatusDead     Status = "dead"     // its supervisor was killed; can be started again
@@ -16,7 +17,7 @@ const (
 
 // Alive tells whether a supervisor looks after the sandbox.
 func (s Status) Alive() bool {
-	return s == StatusStarting || s == StatusRunning || s == StatusStopping
+	return s == StatusStarting || s == StatusRunning || s == StatusPaused || s == StatusStopping
 }
 
 // Info is what is known of a sandbox: by its supervisor, and by everybody from

@@ -195,22 +195,43 @@ const stopGrace = 2 * time.Second
 // watchTimeout ends the command when its time has run out, by end if need be.
 // It returns when ctx does.
 func (c *Cmd) watchTimeout(ctx context.Context, end context.CancelCauseFunc, stopSignal int) {
-	timer := time.NewTimer(c.Timeout)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
+	if !passes(ctx, c.sandbox.keeper, c.Timeout) {
 		return
-	case <-timer.C:
 	}
 	c.expired.Store(true)
 	c.session.Signal(stopSignal) // what does not arrive, end makes up for
-	timer.Reset(stopGrace)
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
+	if passes(ctx, c.sandbox.keeper, stopGrace) {
 		end(ErrTimeout)
 	}
 }
+
+// passes waits for time to pass in which the sandbox does not stand still. It
+// returns false if ctx ends before.
+func passes(ctx context.Context, k keeper, d time.Duration) bool {
+	still, _ := k.stoodStill(ctx)
+	for timer := time.NewTimer(d); ; {
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		case <-timer.C:
+		}
+		total, paused := k.stoodStill(ctx)
+		switch {
+		case paused:
+			timer.Reset(pausePoll)
+		case total > still:
+			timer.Reset(total - still)
+			still = total
+		default:
+			return true
+		}
+	}
+}
+
+// pausePoll lies between two questions whether a sandbox goes on that stood
+// still when time had run out. Nothing tells of it.
+const pausePoll = time.Second
 
 // copyInput returns the reader's error; that the command takes no more is none.
 func copyInput(to io.Writer, from io.Reader) error {

@@ -25,6 +25,8 @@ var (
 	ErrNotRunning = vm.ErrNotRunning
 	// ErrRunning says that the sandbox runs, and must not for what was asked.
 	ErrRunning = errors.New("sandbox is running")
+	// ErrPaused says that the sandbox stands still, and must not for what was asked.
+	ErrPaused = vm.ErrPaused
 	// ErrNameTaken says that another sandbox has the name.
 	ErrNameTaken = state.ErrNameTaken
 	// ErrTimeout says that the first command was ended because Config.Timeout ran out.

@@ -118,6 +118,9 @@ func (r *remote) explain(ctx context.Context, err error) error {
 		return err
 	}
 	if told, ok := errors.AsType[*control.Error](err); ok {
+		if told.Code == codeOf(ErrPaused) {
+			return &hintError{fmt.Errorf("sandbox %q: %w", r.entry.Name, ErrPaused), fmt.Sprintf("`matchlock resume %s` has it go on", r.entry.Name)}
+		}
 		if sentinel := codes[told.Code]; sentinel != nil {
 			return &toldError{told, sentinel}
 		}
@@ -211,6 +214,19 @@ func (r *remote) signal(ctx context.Context, number int) error {
 
 func (r *remote) rename(ctx context.Context, name string) error {
 	return r.call(ctx, methodRename, renameParams{name}, nil)
+}
+
+func (r *remote) pause(ctx context.Context, paused bool) error {
+	return r.call(ctx, methodPause, pauseParams{paused}, nil)
+}
+
+// stoodStill is nothing of a sandbox that does not answer: nobody waits longer for it.
+func (r *remote) stoodStill(ctx context.Context) (total time.Duration, paused bool) {
+	var d description
+	if err := r.call(ctx, methodDescribe, nil, &d); err != nil {
+		return 0, false
+	}
+	return d.Still, d.Paused
 }
 
 func (r *remote) run(ctx context.Context, c Background) error {

@@ -120,6 +120,9 @@ type keeper interface {
 	stop(ctx context.Context, grace time.Duration) error
 	signal(ctx context.Context, number int) error
 	rename(ctx context.Context, name string) error
+	pause(ctx context.Context, paused bool) error
+	// stoodStill is how long the sandbox has been paused so far, and whether it is.
+	stoodStill(ctx context.Context) (total time.Duration, paused bool)
 	run(ctx context.Context, c Background) error
 	close() error
 }
@@ -240,6 +243,15 @@ func (s *Sandbox) Signal(ctx context.Context, number int) error { return s.keepe
 
 // Rename gives the sandbox another name; one that is taken is ErrNameTaken.
 func (s *Sandbox) Rename(ctx context.Context, name string) error { return s.keeper.rename(ctx, name) }
+
+// Pause has the sandbox stand still until Resume: what runs in it is held and
+// takes no processor time; timeouts of commands stand still too. What needs the
+// guest meanwhile is ErrPaused, and a copy of files under way may fail. A pause of
+// what is paused is no error.
+func (s *Sandbox) Pause(ctx context.Context) error { return s.keeper.pause(ctx, true) }
+
+// Resume has a sandbox go on that was paused, with its wall clock set.
+func (s *Sandbox) Resume(ctx context.Context) error { return s.keeper.pause(ctx, false) }
 
 // Background is a command that the sandbox's supervisor runs on its own account.
 // Its output goes to the sandbox's log, its input is empty.

@@ -22,6 +22,7 @@ const (
 	methodEnd      = "end"      // endParams, at once
 	methodSignal   = "signal"   // signalParams
 	methodRename   = "rename"   // renameParams
+	methodPause    = "pause"    // pauseParams
 	methodRun      = "run"      // Background
 
 	// These go on as streams.
@@ -31,10 +32,12 @@ const (
 )
 
 type description struct {
-	Wire       int      `json:"wire"` // wire.Version, which its guest speaks
-	Info       api.Info `json:"info"`
-	Process    process  `json:"process"`
-	MachinePID int      `json:"machine_pid"` // the hypervisor's
+	Wire       int           `json:"wire"` // wire.Version, which its guest speaks
+	Info       api.Info      `json:"info"`
+	Process    process       `json:"process"`
+	Still      time.Duration `json:"still"`       // nanoseconds that it has been paused so far
+	Paused     bool          `json:"paused"`      // it is
+	MachinePID int           `json:"machine_pid"` // the hypervisor's
 }
 
 type stopParams struct {
@@ -51,6 +54,10 @@ type signalParams struct {
 
 type renameParams struct {
 	Name string `json:"name"`
+}
+
+type pauseParams struct {
+	Paused bool `json:"paused"` // or resumed
 }
 
 type dialParams struct {
@@ -77,6 +84,8 @@ var codes = map[string]error{
 	"name_taken":        ErrNameTaken,
 	"no_command":        ErrNoCommand,
 	"not_running":       ErrNotRunning,
+	"paused":            ErrPaused,
+	"unsupported":       errors.ErrUnsupported,
 	"timeout":           ErrTimeout,
 	"not_exist":         fs.ErrNotExist,
 	"command_not_found": agent.ErrCommandNotFound,
@@ -97,8 +106,9 @@ func codeOf(err error) string {
 func (s *supervisor) serve() error {
 	server, err := control.Serve(s.dir.Path(), s.id, control.Methods{
 		Calls: map[string]control.Method{
-			methodDescribe: func(context.Context, *control.Call) (any, error) {
+			methodDescribe: func(ctx context.Context, _ *control.Call) (any, error) {
 				d := description{Wire: wire.Version, Info: s.dir.Record().Info, Process: s.proc}
+				d.Still, d.Paused = s.stoodStill(ctx)
 				if m := s.guest(); m != nil {
 					d.MachinePID = m.PID()
 				}
@@ -119,6 +129,7 @@ func (s *supervisor) serve() error {
 				return s.signal(context.WithoutCancel(ctx), p.Number)
 			}),
 			methodRename: withParams(func(ctx context.Context, p renameParams) error { return s.rename(ctx, p.Name) }),
+			methodPause:  withParams(func(ctx context.Context, p pauseParams) error { return s.pause(ctx, p.Paused) }),
 			methodRun:    withParams(s.run),
 		},
 		Streams: map[string]control.Method{

@@ -19,6 +19,7 @@ import (
 	"github.com/matchlock/matchlock/internal/logs"
 	"github.com/matchlock/matchlock/internal/qemu"
 	"github.com/matchlock/matchlock/internal/state"
+	"github.com/matchlock/matchlock/vm"
 )
 
 // Files in a sandbox's folder, beside those of package state and the socket of
@@ -68,6 +69,9 @@ type supervisor struct {
 	remove  bool   // the folder goes, whatever was said before
 	failure string // why it did not start, or ended unasked
 	main    *firstCommand
+
+	pausedAt time.Time     // zero: it does not stand still
+	still    time.Duration // how long it stood still before that
 }
 
 // errStopped is why what runs ends when somebody stops the sandbox.
@@ -393,6 +397,38 @@ func (s *supervisor) wait(ctx context.Context) (api.Info, error) {
 	}
 }
 
+func (s *supervisor) pause(ctx context.Context, paused bool) error {
+	m, ok := s.guest().(vm.Pauser)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	do, status := m.Resume, api.StatusRunning
+	if paused {
+		do, status = m.Pause, api.StatusPaused
+	}
+	if err := do(ctx); err != nil {
+		return fmt.Errorf("sandbox %q: %w", s.dir.Record().Name, s.explain(ctx, err))
+	}
+	s.mu.Lock()
+	switch now := time.Now(); {
+	case paused && s.pausedAt.IsZero():
+		s.pausedAt = now
+	case !paused && !s.pausedAt.IsZero():
+		s.still, s.pausedAt = s.still+now.Sub(s.pausedAt), time.Time{}
+	}
+	s.mu.Unlock()
+	return s.dir.Update(func(r *state.Record) { r.Status = status })
+}
+
+func (s *supervisor) stoodStill(context.Context) (total time.Duration, paused bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pausedAt.IsZero() {
+		return s.still, false
+	}
+	return s.still + time.Since(s.pausedAt), true
+}
+
 func (s *supervisor) rename(ctx context.Context, name string) error { return s.dir.Rename(ctx, name) }
 
 // firstCommand is the first command, from its start on.
@@ -558,6 +594,9 @@ func (s *supervisor) wind(ctx context.Context, grace time.Duration) error {
 		_ = s.dir.Update(func(r *state.Record) { r.Status = api.StatusStopping })
 	}
 	if m := s.first(); m != nil {
+		if _, paused := s.stoodStill(ctx); paused {
+			_ = s.pause(ctx, false) // to hear the signal; if it does not go on it is killed
+		}
 		m.session.Signal(s.proc.StopSignal) // what does not arrive, the next step makes up for
 		if !m.endsWithin(ctx, grace) {
 			m.session.Signal(sigKILL)

@@ -99,6 +99,10 @@ type Machine interface {
 	RootfsPath() string
 }
 
+// ErrPaused is wrapped by the errors of calls that need a guest which stands
+// still at present.
+var ErrPaused = errors.New("machine is paused")
+
 // MaxReadFile is the largest file, in bytes, that Machine.ReadFile returns.
 const MaxReadFile = 64 << 20
 
@@ -127,4 +131,16 @@ type Booter interface {
 	// once, right after Start and before the first Exec. A machine without a call
 	// of Boot runs with what its VMConfig alone implies.
 	Boot(ctx context.Context, data *api.BootData) error
+}
+
+// Pauser is implemented by machines whose guests can stand still.
+type Pauser interface {
+	// Pause has the guest stand still until Resume: what runs in it is held, with
+	// its connections and its memory, and takes no processor time. Calls that need
+	// the guest are ErrPaused meanwhile; Stop, Close and Wait are not among them. To
+	// pause what is paused is no error.
+	Pause(ctx context.Context) error
+
+	// Resume has the guest go on, with its wall clock set.
+	Resume(ctx context.Context) error
 }

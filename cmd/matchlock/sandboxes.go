@@ -293,17 +293,44 @@ func (a *app) killCommand() *cobra.Command {
 A sandbox ends with its first command. One that idles ends with any signal that would end
 a command.`,
 		sandboxes: isAlive,
-		do: func(ctx context.Context, o sandbox.Options, info api.Info) error {
-			sb, err := o.Attach(ctx, info.ID)
-			if err != nil {
-				return err
-			}
-			defer sb.Close()
-			return sb.Signal(ctx, number)
-		},
+		do:        attached(func(ctx context.Context, sb *sandbox.Sandbox) error { return sb.Signal(ctx, number) }),
 	})
 	parsed(cmd.Flags(), "signal", "s", "`SIGNAL`, by name or number (default KILL)", &number, sandbox.ParseSignal)
 	return cmd
+}
+
+func (a *app) pauseCommand() *cobra.Command {
+	return a.deedCommand(deed{
+		use:   "pause",
+		short: "Have sandboxes stand still",
+		long: `Have sandboxes stand still: what runs in them is held, takes no processor time and keeps
+its memory, its connections and the time that it has left. ` + "`matchlock resume`" + ` has them go on.`,
+		sandboxes: func(i api.Info) bool { return i.Status == api.StatusRunning },
+		do:        attached(func(ctx context.Context, sb *sandbox.Sandbox) error { return sb.Pause(ctx) }),
+	})
+}
+
+func (a *app) resumeCommand() *cobra.Command {
+	return a.deedCommand(deed{
+		use:       "resume",
+		aliases:   []string{"unpause"},
+		short:     "Have sandboxes go on that stand still",
+		long:      "Have sandboxes go on that `matchlock pause` has made stand still, their clocks set.",
+		sandboxes: func(i api.Info) bool { return i.Status == api.StatusPaused },
+		do:        attached(func(ctx context.Context, sb *sandbox.Sandbox) error { return sb.Resume(ctx) }),
+	})
+}
+
+// attached makes a deed of what is done to a sandbox that runs.
+func attached(do func(context.Context, *sandbox.Sandbox) error) func(context.Context, sandbox.Options, api.Info) error {
+	return func(ctx context.Context, o sandbox.Options, info api.Info) error {
+		sb, err := o.Attach(ctx, info.ID)
+		if err != nil {
+			return err
+		}
+		defer sb.Close()
+		return do(ctx, sb)
+	}
 }
 
 func (a *app) removeCommand() *cobra.Command {

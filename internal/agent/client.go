@@ -41,7 +41,7 @@ func (c *Client) request(ctx context.Context, kind byte, payload []byte) (_ *cal
 	defer cancel()
 	conn, err := c.dial(dialCtx, wire.PortAgent)
 	if err != nil {
-		return nil, nil, fmt.Errorf("guest agent: %w", err)
+		return nil, nil, err // says itself what cannot be reached
 	}
 	k := &call{conn, wire.NewFrameReader(conn), wire.NewFrameWriter(conn)}
 	release = context.AfterFunc(ctx, k.abort)

@@ -63,6 +63,12 @@ type Settler interface {
 	Settle(ctx context.Context) (fresh bool, err error)
 }
 
+// A Pauser is a Hypervisor that can have its guest stand still.
+type Pauser interface {
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+}
+
 const (
 	bootTimeout   = 2 * time.Minute  // for the kernel to boot: 3 s under TCG, ten times that on a busy host
 	stopGrace     = 10 * time.Second // for the guest to sync and power off
@@ -72,7 +78,8 @@ const (
 	entropyBytes  = 64               // twice the pool of the kernel's generator
 )
 
-// Machine is a vm.Machine, vm.InteractiveMachine, vm.VsockDialer and vm.Booter.
+// Machine is a vm.Machine, vm.InteractiveMachine, vm.VsockDialer, vm.Booter and
+// vm.Pauser.
 type Machine struct {
 	config  *Config
 	hv      Hypervisor
@@ -98,12 +105,16 @@ type Machine struct {
 	clockMu  sync.Mutex
 	clockSet time.Time // when the guest's clock was last set
 	execs    atomic.Int64
+
+	pausing sync.Mutex // held by Pause and Resume
+	paused  atomic.Bool
 }
 
 var (
 	_ vm.InteractiveMachine = (*Machine)(nil)
 	_ vm.VsockDialer        = (*Machine)(nil)
 	_ vm.Booter             = (*Machine)(nil)
+	_ vm.Pauser             = (*Machine)(nil)
 )
 
 // New makes a machine that is not yet started. It takes over hv and link, the
@@ -266,6 +277,9 @@ func ask[T any](ctx context.Context, m *Machine, call func(context.Context) (T, 
 	if m.life.Err() != nil || !m.running.Load() {
 		return answer, m.notRunning()
 	}
+	if m.paused.Load() {
+		return answer, vm.ErrPaused
+	}
 	inner, leave := m.enter(ctx)
 	defer leave()
 	answer, err = call(inner)
@@ -403,7 +417,7 @@ func (m *Machine) keepClock() {
 		case <-m.life.Done():
 			return
 		case <-tick.C:
-			if m.execs.Load() > 0 {
+			if m.execs.Load() > 0 && !m.paused.Load() {
 				ctx, cancel := context.WithTimeout(m.life, clockInterval)
 				m.setClock(ctx) // the next tick tries again, and a dead guest has ended life
 				cancel()
@@ -487,6 +501,42 @@ func (c *agentConn) CloseWrite() error {
 	return c.Close()
 }
 
+// Pause implements vm.Pauser.
+func (m *Machine) Pause(ctx context.Context) error {
+	return m.pause(ctx, true, Pauser.Pause)
+}
+
+// Resume implements vm.Pauser.
+func (m *Machine) Resume(ctx context.Context) error {
+	return m.pause(ctx, false, Pauser.Resume)
+}
+
+func (m *Machine) pause(ctx context.Context, paused bool, do func(Pauser, context.Context) error) error {
+	hv, ok := m.hv.(Pauser)
+	if !ok {
+		return fmt.Errorf("pause: %w", errors.ErrUnsupported)
+	}
+	m.pausing.Lock()
+	defer m.pausing.Unlock()
+	if m.life.Err() != nil || !m.running.Load() {
+		return m.notRunning()
+	}
+	if m.paused.Load() == paused {
+		return nil
+	}
+	if err := do(hv, ctx); err != nil {
+		return m.Explain(ctx, err)
+	}
+	m.paused.Store(paused)
+	if paused {
+		return nil
+	}
+	m.clockMu.Lock()
+	m.clockSet = time.Time{} // it stood still
+	m.clockMu.Unlock()
+	return m.Explain(ctx, m.setClock(ctx))
+}
+
 // PID implements vm.Machine.
 func (m *Machine) PID() int { return m.hv.PID() }
 
@@ -523,6 +573,8 @@ func (m *Machine) Stop(ctx context.Context) error {
 	defer cancel()
 	inner, leave := m.enter(ctx)
 	defer leave()
+	// One that stands still cannot write its disks. Should it not go on, it is killed.
+	_ = m.Resume(inner)
 	// The guest's answer to the request is its end; when it says no or nothing,
 	// killing it is what is left.
 	_ = m.control.PowerOff(inner)

@@ -59,6 +59,7 @@ var (
 	_ machine.Hypervisor = (*hypervisor)(nil)
 	_ machine.Narrator   = (*hypervisor)(nil)
 	_ machine.Settler    = (*hypervisor)(nil)
+	_ machine.Pauser     = (*hypervisor)(nil)
 )
 
 // openLink makes the guest's link unless the caller's end is given, and
@@ -262,6 +263,23 @@ func (h *hypervisor) PID() int {
 		return 0
 	}
 	return h.current.process.os.Pid
+}
+
+// Pause implements machine.Pauser.
+func (h *hypervisor) Pause(ctx context.Context) error { return h.execute(ctx, "stop") }
+
+// Resume implements machine.Pauser.
+func (h *hypervisor) Resume(ctx context.Context) error { return h.execute(ctx, "cont") }
+
+// execute has the process that runs the machine do something.
+func (h *hypervisor) execute(ctx context.Context, command string) error {
+	h.mu.Lock()
+	i := h.current
+	h.mu.Unlock()
+	if i == nil {
+		return net.ErrClosed
+	}
+	return i.qmp.Execute(ctx, command, nil, nil, nil)
 }
 
 // DialVsock implements machine.Hypervisor.
