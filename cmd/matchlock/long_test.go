@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -48,6 +49,24 @@ func runInARow(t *testing.T, n int) {
 	}
 	slices.Sort(took)
 	t.Logf("%d runs: the fastest %v, the median %v, the slowest %v", n, took[0], took[n/2], took[n-1])
+}
+
+// TestVMRunsAtOnce has twenty commands run at once, each in a sandbox of its own.
+func TestVMRunsAtOnce(t *testing.T) {
+	m := install(t)
+	m.mustRun(t, "run", "busybox", "true") // leaves a template
+	var all sync.WaitGroup
+	for i := range 20 {
+		all.Go(func() {
+			cmd := m.command(t, "run", "--memory", "512m", "busybox", "sh", "-c", "hostname; echo "+strconv.Itoa(i))
+			out, err := cmd.CombinedOutput()
+			if lines := strings.Fields(string(out)); err != nil || len(lines) != 2 || len(lines[0]) != 12 || lines[1] != strconv.Itoa(i) {
+				t.Errorf("run %d: %v\n%s\n%s", i, err, out, byHand(cmd))
+			}
+		})
+	}
+	all.Wait()
+	m.leavesNothing(t)
 }
 
 // belongings lists all files of a home, and the mounts below it.
