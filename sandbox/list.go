@@ -110,6 +110,10 @@ type Inspection struct {
 	Config api.Config `json:"config,omitzero"` // without the values of Env
 	// MachinePID is the hypervisor's process, 0 when none runs.
 	MachinePID int `json:"machine_pid,omitempty"`
+	// Accel is what runs the guest, "kvm" or "tcg", and AccelReason why. TCG is no
+	// boundary of security.
+	Accel       string `json:"accel,omitempty"`
+	AccelReason string `json:"accel_reason,omitempty"`
 }
 
 // Redacted takes the place of what is not shown.
@@ -136,7 +140,7 @@ func (o Options) Inspect(ctx context.Context, ref string) (Inspection, error) {
 		var d description
 		// It may end meanwhile; what its files say is known even so.
 		if err := newRemote(home, e).call(ctx, methodDescribe, nil, &d); err == nil {
-			i.MachinePID = d.MachinePID
+			i.MachinePID, i.Accel, i.AccelReason = d.MachinePID, d.Accel, d.AccelReason
 		}
 	}
 	return i, nil

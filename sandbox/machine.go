@@ -21,6 +21,7 @@ type guestMachine interface {
 	vm.Booter
 	Dial(ctx context.Context, port uint32) (net.Conn, error)
 	Explain(ctx context.Context, err error) error
+	Accelerator() (name, reason string)
 }
 
 // bootFiles finds kernel and initramfs.

@@ -32,12 +32,14 @@ const (
 )
 
 type description struct {
-	Wire       int           `json:"wire"` // wire.Version, which its guest speaks
-	Info       api.Info      `json:"info"`
-	Process    process       `json:"process"`
-	Still      time.Duration `json:"still"`       // nanoseconds that it has been paused so far
-	Paused     bool          `json:"paused"`      // it is
-	MachinePID int           `json:"machine_pid"` // the hypervisor's
+	Wire        int           `json:"wire"` // wire.Version, which its guest speaks
+	Info        api.Info      `json:"info"`
+	Process     process       `json:"process"`
+	Still       time.Duration `json:"still"`       // nanoseconds that it has been paused so far
+	Paused      bool          `json:"paused"`      // it is
+	MachinePID  int           `json:"machine_pid"` // the hypervisor's
+	Accel       string        `json:"accel"`       // what runs the guest
+	AccelReason string        `json:"accel_reason"`
 }
 
 type stopParams struct {
@@ -111,6 +113,7 @@ func (s *supervisor) serve() error {
 				d.Still, d.Paused = s.stoodStill(ctx)
 				if m := s.guest(); m != nil {
 					d.MachinePID = m.PID()
+					d.Accel, d.AccelReason = m.Accelerator()
 				}
 				return d, nil
 			},

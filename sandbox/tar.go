@@ -108,7 +108,7 @@ func (f *FS) TarIn(ctx context.Context, r io.Reader, guestDir string) error {
 				break
 			}
 			if err != nil {
-				return err
+				return fmt.Errorf("archive: %w", err)
 			}
 			n, err := tarNode(h)
 			if err != nil {

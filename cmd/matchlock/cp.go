@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -25,7 +26,7 @@ is yours, without set-id bits, and what is neither file, folder nor link is left
   matchlock cp web:/etc - | tar t`,
 		Args:              positional("SRC", "DST"),
 		ValidArgsFunction: a.completeCopy,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			fromRef, from, fromGuest := cutGuestPath(args[0])
 			toRef, to, toGuest := cutGuestPath(args[1])
 			if fromGuest == toGuest {
@@ -45,6 +46,12 @@ is yours, without set-id bits, and what is neither file, folder nor link is left
 			defer sb.Close()
 			ctx := cmd.Context()
 			files := sb.FS(ctx)
+			defer func() {
+				// Which side a path is of must be told, as far as it can be.
+				if e, ok := errors.AsType[*fs.PathError](err); ok && e.Path == path && from != to {
+					e.Path = ref + ":" + path
+				}
+			}()
 			switch {
 			case fromGuest && to == "-":
 				if isTerminal(os.Stdout) {

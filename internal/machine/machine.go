@@ -63,6 +63,13 @@ type Settler interface {
 	Settle(ctx context.Context) (fresh bool, err error)
 }
 
+// An Accelerated is a Hypervisor that can run its guest in more than one way.
+type Accelerated interface {
+	// Accelerator returns what runs it, in lower case, "kvm" or "tcg", and why, a
+	// phrase.
+	Accelerator() (name, reason string)
+}
+
 // A Pauser is a Hypervisor that can have its guest stand still.
 type Pauser interface {
 	Pause(ctx context.Context) error
@@ -535,6 +542,14 @@ func (m *Machine) pause(ctx context.Context, paused bool, do func(Pauser, contex
 	m.clockSet = time.Time{} // it stood still
 	m.clockMu.Unlock()
 	return m.Explain(ctx, m.setClock(ctx))
+}
+
+// Accelerator returns what runs the guest and why, "" where that is no question.
+func (m *Machine) Accelerator() (name, reason string) {
+	if hv, ok := m.hv.(Accelerated); ok {
+		return hv.Accelerator()
+	}
+	return "", ""
 }
 
 // PID implements vm.Machine.

@@ -56,10 +56,11 @@ type hypervisor struct {
 }
 
 var (
-	_ machine.Hypervisor = (*hypervisor)(nil)
-	_ machine.Narrator   = (*hypervisor)(nil)
-	_ machine.Settler    = (*hypervisor)(nil)
-	_ machine.Pauser     = (*hypervisor)(nil)
+	_ machine.Hypervisor  = (*hypervisor)(nil)
+	_ machine.Narrator    = (*hypervisor)(nil)
+	_ machine.Settler     = (*hypervisor)(nil)
+	_ machine.Pauser      = (*hypervisor)(nil)
+	_ machine.Accelerated = (*hypervisor)(nil)
 )
 
 // openLink makes the guest's link unless the caller's end is given, and
@@ -281,6 +282,9 @@ func (h *hypervisor) execute(ctx context.Context, command string) error {
 	}
 	return i.qmp.Execute(ctx, command, nil, nil, nil)
 }
+
+// Accelerator implements machine.Accelerated.
+func (h *hypervisor) Accelerator() (name, reason string) { return h.accel.Name, h.accel.Reason }
 
 // DialVsock implements machine.Hypervisor.
 func (h *hypervisor) DialVsock(ctx context.Context, port uint32) (net.Conn, error) {
