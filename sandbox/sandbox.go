@@ -84,6 +84,8 @@ type Options struct {
 	Progress func(Progress)
 	// Timing, unless nil, is told how long each phase of a sandbox's life took.
 	Timing func(phase string, took time.Duration)
+
+	warm func(made bool, err error) // is qemu.Options.Warm
 }
 
 // Progress tells how far something slow has come.

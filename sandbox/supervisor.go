@@ -187,7 +187,8 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 			},
 		}
 		if !s.options.Cold {
-			options.Templates = home.Templates()
+			options.Templates, options.Warm = home.Templates(), s.options.warm
+			options.Image, options.ImageDigest = s.config.Image, img.Digest
 		}
 		backend = qemu.New(options)
 	} else if scratch != nil {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -213,6 +214,14 @@ func TestVMTemplateFaults(t *testing.T) {
 			}
 			only()
 		})
+	}
+}
+
+// TestWarmRefuses: what has no template is not started for one.
+func TestWarmRefuses(t *testing.T) {
+	config := api.Config{Image: "nosuch", Disks: []api.Disk{{File: "/nosuch", Mount: "/data"}}}
+	if made, err := (sandbox.Options{Home: t.TempDir()}).Warm(t.Context(), config); made || !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("with a disk: %v, %v; want %v", made, err, errors.ErrUnsupported)
 	}
 }
 

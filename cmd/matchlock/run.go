@@ -71,9 +71,7 @@ removed. Without any command it idles.`,
 	})
 	group(cmd, "Input and terminal", f.stdioFlags.define)
 	group(cmd, "Resources", func(fs *pflag.FlagSet) {
-		parsed(fs, "cpus", "", "share of processors, `NUMBER` (default 1)", &c.CPUs, parseNumber)
-		parsed(fs, "memory", "m", "`SIZE` of the memory, bare in MiB (default 512)", &c.Memory, sizeIn(api.MiB))
-		parsed(fs, "disk-size", "", "`SIZE` of the disk for what is written, bare in GiB (default 5)", &c.DiskSize, sizeIn(api.GiB))
+		machineFlags(fs, c)
 		parsed(fs, "shm-size", "", "`SIZE` of /dev/shm, bare in MiB (default 64)", &c.ShmSize, sizeIn(api.MiB))
 		list(fs, "ulimit", "resource `LIMIT`, NAME=SOFT[:HARD]", &c.Ulimits, fromText[api.Ulimit])
 	})
@@ -94,15 +92,31 @@ removed. Without any command it idles.`,
 		fs.BoolVar(&c.Privileged, "privileged", false, "lift all of them")
 	})
 	group(cmd, "Image and machine", func(fs *pflag.FlagSet) {
-		fs.StringVar((*string)(&c.Pull), "pull", "missing", "`WHEN` to ask the registry: missing, always or never")
-		fs.StringVar(&c.Platform, "platform", "", "`PLATFORM` of the image, os/arch (default the host's)")
-		fs.StringVar(&f.accel, "accel", "auto", "`HOW` the machine runs: auto, kvm or tcg")
+		imageFlags(fs, c, &f.accel)
 		fs.BoolVar(&f.cold, "cold", false, "boot the machine, though a copy of one that has booted would do")
 		fs.BoolVar(&f.timing, "timing", false, "tell how long each phase took")
 	})
+	completeImageFlags(cmd)
+	return cmd
+}
+
+// machineFlags say how large a machine is.
+func machineFlags(fs *pflag.FlagSet, c *api.Config) {
+	parsed(fs, "cpus", "", "share of processors, `NUMBER` (default 1)", &c.CPUs, parseNumber)
+	parsed(fs, "memory", "m", "`SIZE` of the memory, bare in MiB (default 512)", &c.Memory, sizeIn(api.MiB))
+	parsed(fs, "disk-size", "", "`SIZE` of the disk for what is written, bare in GiB (default 5)", &c.DiskSize, sizeIn(api.GiB))
+}
+
+// imageFlags say where the image comes from and what runs it.
+func imageFlags(fs *pflag.FlagSet, c *api.Config, accel *string) {
+	fs.StringVar((*string)(&c.Pull), "pull", "missing", "`WHEN` to ask the registry: missing, always or never")
+	fs.StringVar(&c.Platform, "platform", "", "`PLATFORM` of the image, os/arch (default the host's)")
+	fs.StringVar(accel, "accel", "auto", "`HOW` the machine runs: auto, kvm or tcg")
+}
+
+func completeImageFlags(cmd *cobra.Command) {
 	complete(cmd, "accel", "auto", "kvm", "tcg")
 	complete(cmd, "pull", string(api.PullMissing), string(api.PullAlways), string(api.PullNever))
-	return cmd
 }
 
 // parsed defines a flag whose value parse turns into what target holds.

@@ -38,6 +38,13 @@ type Options struct {
 	// their shape start faster: see template. Empty: there are none. Only a machine
 	// whose upper is made by Scratch can begin as a copy.
 	Templates string
+	// Image and ImageDigest say of which image the machine is. They are noted in a
+	// template, for people to read.
+	Image, ImageDigest string
+	// Warm, unless nil, is told when a machine has begun as a copy of a template
+	// (made is false), when one was made of it, or why none was. It hears nothing of
+	// a machine that is not to be a copy.
+	Warm func(made bool, err error)
 
 	// Boot returns the kernel and initramfs to start. kernel is
 	// VMConfig.KernelPath; empty, one is to be found.
@@ -66,6 +73,9 @@ func New(options Options) *Backend {
 	}
 	if options.Logger == nil {
 		options.Logger = slog.New(slog.DiscardHandler)
+	}
+	if options.Warm == nil {
+		options.Warm = func(bool, error) {}
 	}
 	return &Backend{options}
 }
@@ -135,7 +145,8 @@ func (b *Backend) makeUpper(ctx context.Context, h *hypervisor) (err error) {
 		return nil
 	}
 	if b.options.Templates != "" {
-		h.templates = b.options.Templates
+		h.templates, h.warm = b.options.Templates, b.options.Warm
+		h.origin = origin{b.options.Image, b.options.ImageDigest}
 		if h.shape, h.copyable, err = h.shapeOf(h.boot, b.options.ScratchSize); err != nil {
 			return err
 		}

@@ -42,6 +42,9 @@ func (h *hypervisor) replaceInstance(ctx context.Context) (fresh bool, err error
 	if err != nil {
 		// Nothing is lost but memory: the old process goes on, if it can.
 		h.log.Warn("the guest stays with the process that booted it", "error", err)
+		if h.copyable {
+			h.warm(false, err)
+		}
 		return false, nil
 	}
 	defer state.Close()
@@ -55,9 +58,10 @@ func (h *hypervisor) replaceInstance(ctx context.Context) (fresh bool, err error
 // next process begin from it. Without one, all goes on as it would have.
 func (h *hypervisor) makeTemplate(state *os.File) {
 	began := time.Now()
-	t, err := makeTemplate(h.templates, h.shape, h.memory, state, h.upper().image)
+	t, err := makeTemplate(h.templates, h.shape, h.origin, h.memory, state, h.upper().image)
+	h.warm(err == nil, err)
 	if err != nil {
-		if !errors.Is(err, errTemplateBeingMade) {
+		if !errors.Is(err, ErrTemplateBeingMade) {
 			h.log.Warn("no template was made, so the next start is slow too", "error", err)
 		}
 		return
@@ -148,6 +152,7 @@ func (h *hypervisor) startCopy(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, h.drop(i))
 	}
+	h.warm(false, nil)
 	h.log.Info("the guest begins as a copy of a template", "template", filepath.Base(h.template.dir))
 	return nil
 }

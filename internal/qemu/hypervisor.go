@@ -33,6 +33,8 @@ type hypervisor struct {
 	templates         string                      // their folder
 	shape             shape                       // of the machine
 	copyable          bool                        // templates of the shape are used and made
+	origin            origin                      // of a template that is made
+	warm              func(made bool, err error)  // see Options.Warm
 	scratch           func(context.Context) error // makes the upper, if it is to be made
 	template          *template                   // that the machine is a copy of; nil: of none
 	dir               string                      // private; sockets until they are connected, and the root's copy

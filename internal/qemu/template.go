@@ -126,9 +126,17 @@ func (s shape) name() string {
 	return hex.EncodeToString(sum[:16])
 }
 
+// origin is the image of the machine that a template was made of. It may do for
+// others: the shape has their layers only.
+type origin struct {
+	Image       string `json:"image,omitempty"`
+	ImageDigest string `json:"image_digest,omitempty"`
+}
+
 // record is what is known of a template's files.
 type record struct {
-	Shape  shape  `json:"shape"` // for people to read
+	origin
+	Shape  shape  `json:"shape"`
 	BootID string `json:"boot_id"`
 	Memory stored `json:"memory"`
 	State  stored `json:"state"`
@@ -236,12 +244,12 @@ func removeTemplate(dir string) error {
 	return errors.Join(err, os.RemoveAll(condemned))
 }
 
-// errTemplateBeingMade says that another process makes the same template.
-var errTemplateBeingMade = errors.New("another process makes it")
+// ErrTemplateBeingMade says that another process makes the same template.
+var ErrTemplateBeingMade = errors.New("another process makes it")
 
 // makeTemplate makes a template of a machine that stands still: of its memory,
 // the state of its devices, and its writable disk.
-func makeTemplate(folder string, s shape, memory, state, upper *os.File) (_ *template, err error) {
+func makeTemplate(folder string, s shape, from origin, memory, state, upper *os.File) (_ *template, err error) {
 	if err := hostfs.Private(folder); err != nil {
 		return nil, err
 	}
@@ -256,7 +264,7 @@ func makeTemplate(folder string, s shape, memory, state, upper *os.File) (_ *tem
 			err = errors.Join(err, os.RemoveAll(making))
 		}
 	}()
-	r := record{Shape: s}
+	r := record{origin: from, Shape: s}
 	_, r.BootID = hostFactsPath(folder)
 	for _, f := range []struct {
 		name string
@@ -299,7 +307,7 @@ func lockMaking(dir string) (*os.File, error) {
 	}
 	lock, err := hostfs.Lock(context.Background(), dir, os.O_RDONLY, syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
-		return nil, errTemplateBeingMade
+		return nil, ErrTemplateBeingMade
 	}
 	if err != nil {
 		return nil, err
@@ -309,7 +317,7 @@ func lockMaking(dir string) (*os.File, error) {
 	if err == nil {
 		var there fs.FileInfo
 		if there, err = os.Stat(dir); err == nil && !os.SameFile(held, there) || errors.Is(err, fs.ErrNotExist) {
-			err = errTemplateBeingMade
+			err = ErrTemplateBeingMade
 		}
 	}
 	if err == nil {

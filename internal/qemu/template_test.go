@@ -37,7 +37,7 @@ func machineFiles(t *testing.T) (memory, state, upper *os.File) {
 func makeTestTemplate(t *testing.T, folder string, s shape) *template {
 	t.Helper()
 	memory, state, upper := machineFiles(t)
-	made, err := makeTemplate(folder, s, memory, state, upper)
+	made, err := makeTemplate(folder, s, origin{}, memory, state, upper)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,9 +215,9 @@ func TestTemplateAtOnce(t *testing.T) {
 			files[i] = again
 		}
 		all.Go(func() {
-			one, err := makeTemplate(folder, s, files[0], files[1], files[2])
+			one, err := makeTemplate(folder, s, origin{}, files[0], files[1], files[2])
 			if err != nil {
-				if !errors.Is(err, errTemplateBeingMade) {
+				if !errors.Is(err, ErrTemplateBeingMade) {
 					t.Error(err)
 				}
 				return
@@ -247,7 +247,7 @@ func TestTemplateThatCannotBeMade(t *testing.T) {
 	folder := templateFolder(t)
 	memory, state, upper := machineFiles(t)
 	upper.Close()
-	if _, err := makeTemplate(folder, shape{}, memory, state, upper); err == nil {
+	if _, err := makeTemplate(folder, shape{}, origin{}, memory, state, upper); err == nil {
 		t.Error("it was made of a file that is closed")
 	}
 	if got := contents(t, folder); len(got) != 0 {
