@@ -37,3 +37,34 @@ func (o Options) Warm(ctx context.Context, config api.Config) (made bool, err er
 		}
 	}
 }
+
+// Templates lists the templates in the cache, the last used first.
+func (o Options) Templates() ([]api.Template, error) {
+	home, err := o.home()
+	if err != nil {
+		return nil, err
+	}
+	return qemu.Templates(home.Templates())
+}
+
+// VerifyTemplates compares all that the templates hold with what was written,
+// and removes those that are damaged. It returns all, the damaged ones with
+// Damage.
+func (o Options) VerifyTemplates(ctx context.Context) ([]api.Template, error) {
+	home, err := o.home()
+	if err != nil {
+		return nil, err
+	}
+	return qemu.VerifyTemplates(ctx, home.Templates())
+}
+
+// PruneTemplates removes the templates that are of no use any more, were last
+// used a month ago, or take more than 16 GiB together; or all. What runs goes on.
+// A start that makes a template does the same.
+func (o Options) PruneTemplates(all bool) (removed []api.Template, err error) {
+	home, err := o.home()
+	if err != nil {
+		return nil, err
+	}
+	return qemu.PruneTemplates(home.Templates(), all)
+}

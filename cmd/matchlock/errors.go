@@ -143,7 +143,7 @@ func hintOf(err error) string {
 	case errors.Is(err, image.ErrTooLarge):
 		return "--max-size allows more"
 	case errors.Is(err, syscall.ENOSPC):
-		return "`matchlock image prune` removes what nothing needs; MATCHLOCK_HOME names another place for all of it"
+		return "`matchlock image prune` and `matchlock cache prune` remove what nothing needs; MATCHLOCK_HOME names another place for all of it"
 	}
 	return ""
 }

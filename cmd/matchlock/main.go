@@ -126,7 +126,7 @@ use instead of those that are found.`,
 		a.runCommand(), a.psCommand("ps"), a.execCommand(), a.shellCommand(), a.attachCommand(), a.logsCommand(), a.cpCommand(),
 		a.inspectCommand(), a.pauseCommand(), a.resumeCommand(), a.waitCommand(), a.killCommand(), a.stopCommand(), a.startCommand(), a.restartCommand(),
 		a.renameCommand(), a.removeCommand(), a.pruneCommand(), a.gcCommand(),
-		a.pullCommand(), a.imageCommand(), a.warmCommand(),
+		a.pullCommand(), a.imageCommand(), a.warmCommand(), a.cacheCommand(),
 		a.diagnoseCommand(), a.versionCommand(), a.completionCommand(), a.guestCommand(), a.supervisorCommand(),
 	)
 	root.AddCommand(a.aliases()...)

@@ -69,7 +69,7 @@ func (h *hypervisor) makeTemplate(state *os.File) {
 	h.log.Info("made a template", "took", time.Since(began).Round(time.Millisecond))
 	h.memory.Close()
 	h.template, h.memory, h.private = t, t.memory, true
-	if err := PruneTemplates(h.templates); err != nil {
+	if _, err := PruneTemplates(h.templates, false); err != nil {
 		h.log.Warn("removing old templates", "error", err)
 	}
 }

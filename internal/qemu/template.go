@@ -138,6 +138,13 @@ type record struct {
 	Upper  stored `json:"upper"`
 }
 
+func (r *record) read(dir string) error {
+	if err := hostfs.ReadRecord(filepath.Join(dir, templateRecord), r); err != nil {
+		return fmt.Errorf("%s: %w", templateRecord, err)
+	}
+	return nil
+}
+
 // stored is a file as it was written.
 type stored struct {
 	fileID
@@ -149,7 +156,7 @@ type stored struct {
 func openTemplate(folder string, s shape) (*template, error) {
 	dir := filepath.Join(folder, s.name())
 	t := &template{dir: dir}
-	err := t.open()
+	err := t.open(false)
 	if errors.Is(err, fs.ErrNotExist) {
 		t.close()
 		return nil, nil
@@ -163,9 +170,11 @@ func openTemplate(folder string, s shape) (*template, error) {
 	return t, nil
 }
 
-func (t *template) open() (err error) {
+// open opens the files and makes sure of them: by their sums where all is to be
+// looked at, or nothing tells that they are what was written.
+func (t *template) open(all bool) (err error) {
 	var r record
-	if err := hostfs.ReadRecord(filepath.Join(t.dir, templateRecord), &r); err != nil {
+	if err := r.read(t.dir); err != nil {
 		return err
 	}
 	// What was written before the host booted anew may not have reached the disk.
@@ -188,7 +197,7 @@ func (t *template) open() (err error) {
 		if *f.file, err = os.Open(path); err != nil {
 			return err
 		}
-		if trusted {
+		if trusted && !all {
 			continue
 		}
 		if sum, err := contentSum(*f.file); err != nil || sum != f.is.Sum {
@@ -202,7 +211,7 @@ func (t *template) open() (err error) {
 	if sum := sha256.Sum256(t.state); hex.EncodeToString(sum[:]) != r.State.Sum {
 		return fmt.Errorf("%s: it is damaged", templateState)
 	}
-	if !trusted && bootID != "" {
+	if !trusted && bootID != "" && !all { // by then it counts as used
 		r.BootID = bootID
 		return hostfs.WriteRecord(filepath.Join(t.dir, templateRecord), &r)
 	}
@@ -288,7 +297,7 @@ func makeTemplate(folder string, s shape, from origin, memory, state, upper *os.
 		return nil, err
 	}
 	t := &template{dir: dir}
-	if err := t.open(); err != nil {
+	if err := t.open(false); err != nil {
 		t.close()
 		return nil, err
 	}
