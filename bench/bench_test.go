@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -17,6 +18,17 @@ func TestMeterForgetsTheFirstRound(t *testing.T) {
 	if diff := cmp.Diff([][]float64{{1, 2, 3, 4, 5, 6}}, m.samples); diff != "" {
 		t.Errorf("samples of 2 × 3 rounds (-want +got):\n%s", diff)
 	}
+}
+
+// measured is a meter of which a line without values was skipped.
+func measured(samples ...[]float64) *meter {
+	m := newMeter(benchmark{lines: make([]line, len(samples))}, 1)
+	for i, values := range samples {
+		if m.samples[i] = values; values == nil {
+			m.skip(i, errors.New("it is not here"))
+		}
+	}
+	return m
 }
 
 func TestTable(t *testing.T) {
@@ -43,6 +55,14 @@ func TestTable(t *testing.T) {
 				theirs 100 ms 100–100 1 0.50× ≤ 0.4× MISSED`,
 		},
 		{
+			name:    "one that is not here",
+			bench:   benchmark{name: "start", unit: "ms", lines: []line{{what: "ours"}, {what: "theirs", limit: 2}}},
+			samples: [][]float64{{50}, nil},
+			want: `
+				start ours 50.0 ms 50.0–50.0 1
+				theirs – it is not here`,
+		},
+		{
 			name:    "own limit missed, part without ratio",
 			bench:   benchmark{name: "memory", unit: "MB", lines: []line{{what: "all", limit: 70}, {what: "of it", part: true}}},
 			samples: [][]float64{{70.5, 80, 60}, {1.234, 1, 2}},
@@ -62,7 +82,7 @@ func TestTable(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			var got strings.Builder
-			err := printTable(&got, results(test.bench, test.samples))
+			err := printTable(&got, results(test.bench, measured(test.samples...)))
 			if diff := cmp.Diff(strings.Fields(test.want), strings.Fields(got.String())); err != nil || diff != "" {
 				t.Errorf("%v (-want +got):\n%s", err, diff)
 			}
@@ -73,7 +93,7 @@ func TestTable(t *testing.T) {
 func TestJSON(t *testing.T) {
 	b := benchmark{name: "exec", unit: "ms", lines: []line{{what: "guest", limit: 20}, {what: "host"}}}
 	var got strings.Builder
-	err := printJSON(&got, results(b, [][]float64{{8}, {2}}))
+	err := printJSON(&got, results(b, measured([]float64{8}, []float64{2})))
 	want := `{"benchmark":"exec","what":"guest","unit":"ms","median":8,"min":8,"max":8,"n":1,"limit":20,"met":true}
 {"benchmark":"exec","what":"host","unit":"ms","median":2,"min":2,"max":2,"n":1,"ratio":4}
 `
@@ -103,26 +123,30 @@ func TestBareArgs(t *testing.T) {
 const smaps = `7f0000000000-7f0020000000 rw-p 00000000 00:01 2055       /memfd:guest-memory (deleted)
 Size:             524288 kB
 Rss:              100000 kB
+Pss:               50000 kB
 VmFlags: rd wr mr mw me ac sd
 7f0020000000-7f0020021000 rw-p 00000000 00:00 0
 Rss:                1000 kB
+Pss:                1000 kB
 7f0030000000-7f0030021000 r-xp 00000000 08:01 77         /usr/lib/a library.so
 Rss:                2000 kB
+Pss:                 500 kB
 7f0040000000-7f0040021000 rw-p 00000000 00:01 2055       /memfd:guest-memory-not (deleted)
 Rss:                4000 kB
 `
 
-func TestResidentMB(t *testing.T) {
+func TestMappedMiB(t *testing.T) {
+	isGuest := func(name string) bool { return strings.HasPrefix(name, "/memfd:guest") }
 	for _, test := range []struct {
-		without string
-		kB      float64
-	}{{"", 107000}, {guestMemory, 7000}} {
-		got, err := residentMiB(strings.NewReader(smaps), test.without)
-		if want := test.kB / 1024; err != nil || got-want > 1e-6 || want-got > 1e-6 {
-			t.Errorf("without %q: %v MB, %v; want %v", test.without, got, err, want)
+		field         string
+		guest, others float64 // kB
+	}{{"Rss", 104000, 3000}, {"Pss", 50000, 1500}} {
+		guest, others, err := mappedMiB(strings.NewReader(smaps), test.field, isGuest)
+		if err != nil || guest != test.guest/1024 || others != test.others/1024 {
+			t.Errorf("%s: %v and %v MiB, %v; want %v and %v kB", test.field, guest, others, err, test.guest, test.others)
 		}
 	}
-	if got, err := residentMiB(strings.NewReader(smaps), "/memfd:gone"); err == nil {
-		t.Errorf("without a mapping that is not there: %v MB, want an error", got)
+	if guest, others, err := mappedMiB(strings.NewReader("Rss: much kB\n"), "Rss", isGuest); err == nil {
+		t.Errorf("of much: %v and %v MiB", guest, others)
 	}
 }

@@ -17,6 +17,10 @@ import (
 // supervisor is watched: it has a clock of the guest to set.
 const idleTime = 1
 
+// idleGuestTime is what is asked of a guest that has nothing to do: a hundredth
+// of a processor.
+const idleGuestTime = 100
+
 // watched is how long it is watched.
 const watched = 10 * time.Second
 
@@ -37,9 +41,14 @@ func detached(ctx context.Context, p *place, m *meter) (err error) {
 	if err != nil {
 		return err
 	}
+	qemu, err := descendant(info.PID, "qemu-system")
+	if err != nil {
+		return err
+	}
+	processes := [...]int{info.PID, qemu}
 	time.Sleep(settle)
 	for m.loop() {
-		before, err := processorTime(info.PID)
+		before, err := processorTimes(processes[:])
 		if err != nil {
 			return err
 		}
@@ -48,18 +57,31 @@ func detached(ctx context.Context, p *place, m *meter) (err error) {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		after, err := processorTime(info.PID)
+		after, err := processorTimes(processes[:])
 		if err != nil {
 			return err
 		}
-		mb, err := resident(info.PID, "")
+		_, mib, err := mapped(info.PID, "Rss")
 		if err != nil {
 			return err
 		}
-		m.record(0, mb)
-		m.record(1, milliseconds(after-before))
+		m.record(0, mib)
+		for i := range processes {
+			m.record(1+i, milliseconds(after[i]-before[i]))
+		}
 	}
 	return nil
+}
+
+func processorTimes(pids []int) (times []time.Duration, err error) {
+	for _, pid := range pids {
+		sum, err := processorTime(pid)
+		if err != nil {
+			return nil, err
+		}
+		times = append(times, sum)
+	}
+	return times, nil
 }
 
 // processorTime is what the threads of a process have had of it. /proc/PID/stat

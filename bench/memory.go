@@ -4,54 +4,74 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"path/filepath"
+	"strings"
 	"time"
 )
-
-// guestMemory is what /proc calls the mapping of the guest's memory in QEMU.
-const guestMemory = "/memfd:guest-memory"
 
 // settle is how long a sandbox is idle before it is looked at.
 const settle = time.Second
 
-// memory measures what a sandbox costs the host beside what its guest uses.
-func memory(ctx context.Context, p *place, m *meter) error {
+// memory measures what the host has less when one more sandbox is there of a
+// template that others are copies of: by the proportional shares of memory that
+// several processes have, of all of them, before and after.
+func memory(ctx context.Context, p *place, m *meter) (err error) {
+	first, err := p.idle(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, first.close()) }()
+	time.Sleep(settle)
 	for m.loop() {
-		qemu, supervisor, err := residentOfIdle(ctx, p)
+		further, err := memoryOfFurther(ctx, p, first)
 		if err != nil {
 			return err
 		}
-		m.record(0, qemu+supervisor)
-		m.record(1, qemu)
-		m.record(2, supervisor)
+		m.record(0, further.guest+further.qemu+further.supervisor)
+		m.record(1, further.guest)
+		m.record(2, further.qemu)
+		m.record(3, further.supervisor)
 	}
 	return nil
 }
 
-func residentOfIdle(ctx context.Context, p *place) (qemu, supervisor float64, err error) {
-	idle, err := p.idle(ctx)
+func memoryOfFurther(ctx context.Context, p *place, first *idleSandbox) (_ share, err error) {
+	before, err := first.share()
 	if err != nil {
-		return 0, 0, err
+		return share{}, err
 	}
-	defer func() { err = errors.Join(err, idle.close()) }()
+	further, err := p.idle(ctx)
+	if err != nil {
+		return share{}, err
+	}
+	defer func() { err = errors.Join(err, further.close()) }()
 	time.Sleep(settle)
-	if qemu, err = resident(idle.qemu, guestMemory); err != nil {
-		return 0, 0, err
+	after, err := first.share()
+	if err != nil {
+		return share{}, err
 	}
-	supervisor, err = resident(idle.supervisor.Process.Pid, "")
-	return qemu, supervisor, err
+	own, err := further.share()
+	return share{
+		own.guest + after.guest - before.guest, own.qemu + after.qemu - before.qemu, own.supervisor + after.supervisor - before.supervisor,
+	}, err
 }
 
-// resident is residentMiB of a process by its id.
-func resident(pid int, without string) (float64, error) {
-	smaps, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
-	if err != nil {
-		return 0, err
+// share is a sandbox's proportional share of memory, in MiB.
+type share struct{ guest, qemu, supervisor float64 }
+
+func (s *idleSandbox) share() (of share, err error) {
+	if of.guest, of.qemu, err = mapped(s.qemu, "Pss"); err != nil {
+		return of, err
 	}
-	defer smaps.Close()
-	mb, err := residentMiB(smaps, without)
-	if err != nil {
-		return 0, fmt.Errorf("process %d: %w", pid, err)
+	if of.guest == 0 {
+		return of, fmt.Errorf("process %d: no memory of a guest", s.qemu)
 	}
-	return mb, nil
+	_, of.supervisor, err = mapped(s.supervisor.Process.Pid, "Pss")
+	return of, err
+}
+
+// isGuestMemory tells it by what /proc calls its mapping in QEMU: a template's
+// file, or one without a name.
+func isGuestMemory(name string) bool {
+	return strings.HasPrefix(name, "/memfd:guest-memory") || filepath.Base(name) == "memory" && strings.Contains(name, "/templates/")
 }

@@ -33,10 +33,11 @@ type line struct {
 type meter struct {
 	round, rounds int         // the first is to warm up, and not among the rounds
 	samples       [][]float64 // by line
+	skipped       []string    // by line, why there are none
 }
 
 func newMeter(b benchmark, n int) *meter {
-	return &meter{rounds: n * max(1, b.times), samples: make([][]float64, len(b.lines))}
+	return &meter{rounds: n * max(1, b.times), samples: make([][]float64, len(b.lines)), skipped: make([]string, len(b.lines))}
 }
 
 // loop begins a round and reports whether there is one.
@@ -52,6 +53,9 @@ func (m *meter) loop() bool {
 func (m *meter) record(line int, value float64) {
 	m.samples[line] = append(m.samples[line], value)
 }
+
+// skip says why there will be no values of a line, which is no fault.
+func (m *meter) skip(line int, why error) { m.skipped[line] = why.Error() }
 
 // time adds to a line how many milliseconds f took.
 func (m *meter) time(line int, f func() error) error {

@@ -22,8 +22,9 @@ import (
 type place struct {
 	matchlock string // the binary
 	images    string // of the tests, kept
-	cache     string // of the tests' home, kept: kernels
+	kernels   string // of the tests' home, kept
 	dir       string // removed by close
+	busybox   string // the image's tar, in dir
 }
 
 // newPlace makes a home of its own for matchlock, with the image busybox in
@@ -44,15 +45,15 @@ func newPlace(ctx context.Context) (*place, error) {
 		}
 		kept = filepath.Join(cache, "matchlock-test")
 	}
-	cache := filepath.Join(kept, "home", "cache")
-	if err := os.MkdirAll(cache, 0o700); err != nil {
+	kernels := filepath.Join(kept, "home", "cache", "kernels")
+	if err := os.MkdirAll(kernels, 0o700); err != nil {
 		return nil, err
 	}
 	dir, err := os.MkdirTemp(kept, "bench-") // on that disk, not in memory
 	if err != nil {
 		return nil, err
 	}
-	p := &place{matchlock: matchlock, images: filepath.Join(kept, "images"), cache: cache, dir: dir}
+	p := &place{matchlock: matchlock, images: filepath.Join(kept, "images"), kernels: kernels, dir: dir, busybox: filepath.Join(dir, "busybox.tar")}
 	if err := p.furnish(ctx); err != nil {
 		p.close()
 		return nil, err
@@ -62,19 +63,19 @@ func newPlace(ctx context.Context) (*place, error) {
 
 func (p *place) furnish(ctx context.Context) error {
 	home := filepath.Join(p.dir, "home")
-	if err := os.Mkdir(home, 0o700); err != nil {
+	cache := filepath.Join(home, "cache")
+	if err := os.MkdirAll(cache, 0o700); err != nil {
 		return err
 	}
-	if err := os.Symlink(p.cache, filepath.Join(home, "cache")); err != nil {
+	if err := os.Symlink(p.kernels, filepath.Join(cache, "kernels")); err != nil {
 		return err
 	}
 	os.Setenv("MATCHLOCK_HOME", home)
 
-	busybox := filepath.Join(p.dir, "busybox.tar")
-	if err := run(ctx, "sh", "-c", `scripts/busybox-image.sh >"$0"`, busybox); err != nil {
+	if err := run(ctx, "sh", "-c", `scripts/busybox-image.sh >"$0"`, p.busybox); err != nil {
 		return err
 	}
-	return run(ctx, p.matchlock, "image", "import", "busybox", busybox)
+	return run(ctx, p.matchlock, "image", "import", "busybox", p.busybox)
 }
 
 // sandbox starts one of ours, by the library.

@@ -48,32 +48,40 @@ func descendant(pid int, prefix string) (int, error) {
 	return 0, fmt.Errorf("no process %s… below process %d", prefix, pid)
 }
 
-// residentMiB sums up the resident memory of a process, given its smaps, proc(5),
-// less that of the mapping named without, which must be there. "": of all.
-func residentMiB(smaps io.Reader, without string) (float64, error) {
-	var sum float64
-	counts, found := true, without == ""
+// mappedMiB sums up a field of a process's smaps, proc(5): over the mappings
+// whose names are the guest's memory, and over all others.
+func mappedMiB(smaps io.Reader, field string, isGuest func(name string) bool) (guest, others float64, err error) {
+	sum := &others
 	lines := bufio.NewScanner(smaps)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
 		switch {
 		case len(fields) == 0:
 		case !strings.HasSuffix(fields[0], ":"): // ADDRESSES MODE OFFSET DEVICE INODE [NAME]
-			counts = without == "" || len(fields) < 6 || fields[5] != without
-			found = found || !counts
-		case fields[0] == "Rss:" && counts:
+			sum = &others
+			if len(fields) > 5 && isGuest(fields[5]) {
+				sum = &guest
+			}
+		case fields[0] == field+":":
 			kB, err := strconv.ParseFloat(fields[1], 64)
 			if err != nil {
-				return 0, err
+				return 0, 0, err
 			}
-			sum += kB / 1024 // as the sizes in flags have it
+			*sum += kB / 1024 // as the sizes in flags have it
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return 0, err
+	return guest, others, lines.Err()
+}
+
+// mapped is mappedMiB of a process by its id.
+func mapped(pid int, field string) (guest, others float64, err error) {
+	smaps, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		return 0, 0, err
 	}
-	if !found {
-		return 0, fmt.Errorf("no mapping %s", without)
+	defer smaps.Close()
+	if guest, others, err = mappedMiB(smaps, field, isGuestMemory); err != nil {
+		err = fmt.Errorf("process %d: %w", pid, err)
 	}
-	return sum, nil
+	return guest, others, err
 }

@@ -16,14 +16,42 @@ import (
 	"time"
 )
 
-// start measures a whole `matchlock run` beside the least that boots.
-func start(ctx context.Context, p *place, m *meter) error {
+// start measures a whole `matchlock run` beside podman's, which has no machine to
+// start, and beside its own when that has to boot.
+func start(ctx context.Context, p *place, m *meter) (err error) {
+	pod, err := newPodman(ctx, p)
+	if err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		m.skip(1, err)
+	} else {
+		defer func() { err = errors.Join(err, pod.close()) }()
+	}
+	for m.loop() {
+		if err := m.time(0, func() error { return run(ctx, p.matchlock, "run", "busybox", "true") }); err != nil {
+			return err
+		}
+		if pod != nil {
+			if err := m.time(1, pod.run); err != nil {
+				return err
+			}
+		}
+		if err := m.time(2, func() error { return run(ctx, p.matchlock, "run", "--cold", "busybox", "true") }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cold measures a `matchlock run` that boots beside the least that boots.
+func cold(ctx context.Context, p *place, m *meter) error {
 	bare, err := newBareMachine(ctx, p)
 	if err != nil {
 		return err
 	}
 	for m.loop() {
-		if err := m.time(0, func() error { return run(ctx, p.matchlock, "run", "busybox", "true") }); err != nil {
+		if err := m.time(0, func() error { return run(ctx, p.matchlock, "run", "--cold", "busybox", "true") }); err != nil {
 			return err
 		}
 		took, err := bare.boot(ctx)
@@ -54,7 +82,7 @@ func newBareMachine(ctx context.Context, p *place) (*bareMachine, error) {
 	if err != nil {
 		return nil, err
 	}
-	idle, err := p.idle(ctx, "--log-level", "debug", "--log-format", "json")
+	idle, err := p.idle(ctx, "--cold", "--log-level", "debug", "--log-format", "json")
 	if err != nil {
 		return nil, err
 	}
@@ -67,9 +95,9 @@ func newBareMachine(ctx context.Context, p *place) (*bareMachine, error) {
 		return nil, err
 	}
 	// QEMU is given a copy of it.
-	kernels, err := filepath.Glob(filepath.Join(p.cache, "kernels", idle.release+"-*", "vmlinux"))
+	kernels, err := filepath.Glob(filepath.Join(p.kernels, idle.release+"-*", "vmlinux"))
 	if err != nil || len(kernels) != 1 {
-		return nil, fmt.Errorf("%s: %d kernels %s, want 1", p.cache, len(kernels), idle.release)
+		return nil, fmt.Errorf("%s: %d kernels %s, want 1", p.kernels, len(kernels), idle.release)
 	}
 	return &bareMachine{qemu, append(args, "-kernel", kernels[0], "-initrd", initramfs)}, nil
 }

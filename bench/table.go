@@ -24,13 +24,19 @@ type result struct {
 	Ratio float64 `json:"ratio,omitempty"`
 	Limit float64 `json:"limit,omitempty"`
 	Met   *bool   `json:"met,omitempty"` // nil: no limit
+
+	Skipped string `json:"skipped,omitempty"` // why there are no values
 }
 
 // results sums up what was measured.
-func results(b benchmark, samples [][]float64) []result {
+func results(b benchmark, m *meter) []result {
 	var all []result
 	for i, l := range b.lines {
-		values := slices.Sorted(slices.Values(samples[i]))
+		if why := m.skipped[i]; why != "" {
+			all = append(all, result{Benchmark: b.name, What: l.what, Unit: cmp.Or(l.unit, b.unit), Limit: l.limit, Skipped: why})
+			continue
+		}
+		values := slices.Sorted(slices.Values(m.samples[i]))
 		r := result{
 			Benchmark: b.name, What: l.what, Unit: cmp.Or(l.unit, b.unit),
 			Median: median(values), Min: values[0], Max: values[len(values)-1], N: len(values),
@@ -78,9 +84,11 @@ func printHeading(w io.Writer) {
 func printTable(w io.Writer, all []result) error {
 	name := all[0].Benchmark
 	for _, r := range all {
-		_, err := fmt.Fprintf(w, rowFormat, name, r.What, digits(r.Median)+" "+r.Unit, digits(r.Min)+"–"+digits(r.Max),
-			strconv.Itoa(r.N), r.ratio(), r.asked())
-		if err != nil {
+		columns := []any{name, r.What, digits(r.Median) + " " + r.Unit, digits(r.Min) + "–" + digits(r.Max), strconv.Itoa(r.N), r.ratio(), r.asked()}
+		if r.Skipped != "" {
+			columns = []any{name, r.What, "–", "", "", "", r.Skipped}
+		}
+		if _, err := fmt.Fprintf(w, rowFormat, columns...); err != nil {
 			return err
 		}
 		name = ""

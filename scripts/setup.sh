@@ -13,7 +13,7 @@ packages=(busybox-static ca-certificates e2fsprogs qemu-system-x86)
 case ${1:-} in
 run) ;;
 test) packages+=(cpio erofs-utils gcc libc6-dev mmdebstrap umoci) ;;
-bench) packages+=(cpio mmdebstrap umoci) ;;
+bench) packages+=(cpio mmdebstrap podman umoci) ;;
 *)
 	echo "usage: $0 run|test|bench" >&2
 	exit 2
