@@ -24,6 +24,12 @@ type guestMachine interface {
 	Accelerator() (name, reason string)
 }
 
+// blockCounter is a machine that may know how many blocks of the guest's code
+// were translated.
+type blockCounter interface {
+	Blocks(ctx context.Context) (int, error)
+}
+
 // bootFiles finds kernel and initramfs.
 func (o Options) bootFiles(ctx context.Context, home state.Home) (qemu.BootFiles, error) {
 	guest, err := o.guest(ctx)

@@ -84,6 +84,9 @@ type Options struct {
 	Progress func(Progress)
 	// Timing, unless nil, is told how long each phase of a sandbox's life took.
 	Timing func(phase string, took time.Duration)
+	// Blocks, unless nil, is told before a sandbox ends how many blocks of its
+	// guest's code are translated, if they are: by QEMU's TCG, that is.
+	Blocks func(n int)
 
 	warm func(made bool, err error) // is qemu.Options.Warm
 }

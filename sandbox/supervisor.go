@@ -290,12 +290,28 @@ func (s *supervisor) close() error {
 		s.end(errStopped)
 		s.starting.Lock()
 		defer s.starting.Unlock()
+		s.tellBlocks()
 		clock := newStopwatch(s.options.Timing)
 		s.err = s.unwind.run()
 		s.done() // of a sandbox that never had a record
 		clock.lap("close")
 	})
 	return s.err
+}
+
+// countTime is how long the hypervisor may take to answer for it.
+const countTime = time.Second
+
+func (s *supervisor) tellBlocks() {
+	counter, ok := s.guest().(blockCounter)
+	if !ok || s.options.Blocks == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), countTime)
+	defer cancel()
+	if n, err := counter.Blocks(ctx); err == nil { // else there is nothing to tell
+		s.options.Blocks(n)
+	}
 }
 
 // endMachine ends the machine: where a disk outlives it, it is asked to stop and

@@ -94,7 +94,7 @@ removed. Without any command it idles.`,
 	group(cmd, "Image and machine", func(fs *pflag.FlagSet) {
 		imageFlags(fs, c, &f.accel)
 		fs.BoolVar(&f.cold, "cold", false, "boot the machine, though a copy of one that has booted would do")
-		fs.BoolVar(&f.timing, "timing", false, "tell how long each phase took")
+		fs.BoolVar(&f.timing, "timing", false, "tell how long each phase took, and how much code was translated for it")
 	})
 	completeImageFlags(cmd)
 	return cmd
@@ -223,7 +223,7 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 	options.NeedCommand = true
 	options.Progress = bars.progress
 	if f.timing {
-		options.Timing = printTiming
+		options.Timing, options.Blocks = printTiming, printBlocks
 	}
 
 	began := time.Now()
@@ -247,6 +247,8 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 func printTiming(phase string, took time.Duration) {
 	fmt.Fprintf(os.Stderr, "matchlock: timing: %-8s %8.1f ms\n", phase, float64(took.Microseconds())/1000)
 }
+
+func printBlocks(n int) { fmt.Fprintf(os.Stderr, "matchlock: timing: %-8s %8d\n", "blocks", n) }
 
 // environment joins env files and single variables; later ones win.
 func environment(files, single []string, lookup func(string) (string, bool), command string) (map[string]string, error) {

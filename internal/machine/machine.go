@@ -76,6 +76,15 @@ type Pauser interface {
 	Resume(ctx context.Context) error
 }
 
+// A Counter is a Hypervisor that may translate its guest's code, and counts how
+// much: a measure of what the guest has run for the first time, which other work
+// on the host does not change.
+type Counter interface {
+	// Blocks is how many blocks of code have been translated and are kept. It is
+	// errors.ErrUnsupported where the guest runs untranslated.
+	Blocks(ctx context.Context) (int, error)
+}
+
 const (
 	bootTimeout   = 2 * time.Minute  // for the kernel to boot: 3 s under TCG, ten times that on a busy host
 	stopGrace     = 10 * time.Second // for the guest to sync and power off
@@ -628,4 +637,12 @@ func (m *Machine) Close(context.Context) error {
 	}
 	m.serving.Wait()
 	return err
+}
+
+// Blocks is Counter's of the hypervisor, errors.ErrUnsupported of one that is none.
+func (m *Machine) Blocks(ctx context.Context) (int, error) {
+	if hv, ok := m.hv.(Counter); ok {
+		return hv.Blocks(ctx)
+	}
+	return 0, errors.ErrUnsupported
 }

@@ -63,6 +63,7 @@ var (
 	_ machine.Settler     = (*hypervisor)(nil)
 	_ machine.Pauser      = (*hypervisor)(nil)
 	_ machine.Accelerated = (*hypervisor)(nil)
+	_ machine.Counter     = (*hypervisor)(nil)
 )
 
 // openLink makes the guest's link unless the caller's end is given, and
