@@ -137,7 +137,7 @@ is another by now; those not used for 30 days; and the least used ones of more t
 does the same on its way.`,
 		Args: positional(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			removed, err := a.options().PruneTemplates(all)
+			removed, err := a.options().PruneTemplates(cmd.Context(), all)
 			errs := []error{err}
 			var freed int64
 			for _, t := range removed {

@@ -69,9 +69,19 @@ func (h *hypervisor) makeTemplate(state *os.File) {
 	h.log.Info("made a template", "took", time.Since(began).Round(time.Millisecond))
 	h.memory.Close()
 	h.template, h.memory, h.private = t, t.memory, true
-	if _, err := PruneTemplates(h.templates, false); err != nil {
-		h.log.Warn("removing old templates", "error", err)
-	}
+	h.pruneTemplates()
+}
+
+// pruneTemplates makes room while the guest goes on, and until Close: after an
+// upgrade there may be many that are of no use, and 60 MB and more each.
+func (h *hypervisor) pruneTemplates() {
+	ctx, cancel := context.WithCancel(context.Background())
+	h.stopPruning = cancel
+	h.pruning.Go(func() {
+		if _, err := PruneTemplates(ctx, h.templates, false); err != nil && ctx.Err() == nil {
+			h.log.Warn("removing old templates", "error", err)
+		}
+	})
 }
 
 // stateSet is the descriptor set through which QEMU writes the devices' state.

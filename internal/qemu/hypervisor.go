@@ -49,6 +49,9 @@ type hypervisor struct {
 	monitor   *os.File   // listening socket for a person; nil: none
 	settling  sync.Mutex // held while one process takes over from another
 
+	pruning     sync.WaitGroup
+	stopPruning context.CancelFunc // nil: there is none
+
 	mu      sync.Mutex
 	closed  bool
 	current *instance // nil before the first and between two
@@ -350,6 +353,10 @@ func (h *hypervisor) Close() error {
 	}
 	h.settling.Lock() // no process is started any more
 	defer h.settling.Unlock()
+	if h.stopPruning != nil {
+		h.stopPruning()
+		h.pruning.Wait()
+	}
 	if i == nil {
 		close(h.ended)
 	} else {

@@ -125,8 +125,8 @@ func verifyTemplate(dir string) error {
 // PruneTemplates removes the templates that are of no use any more or have not
 // been used for long, the least used ones of those that take too much room, and
 // what makers left that were killed; or all, but those that are being made. What
-// uses a template that is removed goes on.
-func PruneTemplates(folder string, all bool) (removed []api.Template, err error) {
+// uses a template that is removed goes on. It ends with ctx, between two of them.
+func PruneTemplates(ctx context.Context, folder string, all bool) (removed []api.Template, err error) {
 	errs := []error{removeRemains(folder)}
 	templates, err := Templates(folder)
 	if err != nil {
@@ -141,6 +141,9 @@ func PruneTemplates(folder string, all bool) (removed []api.Template, err error)
 		}
 		if !goes {
 			continue
+		}
+		if err := context.Cause(ctx); err != nil {
+			return removed, errors.Join(append(errs, err)...)
 		}
 		if err := removeTemplate(filepath.Join(folder, t.ID)); err != nil {
 			errs = append(errs, err)

@@ -115,13 +115,13 @@ func TestStaleTemplates(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			folder, s := templateFolder(t), lastingShape(t, 1)
 			makeTestTemplate(t, folder, s)
-			if removed, err := PruneTemplates(folder, false); len(removed) != 0 || err != nil {
+			if removed, err := PruneTemplates(t.Context(), folder, false); len(removed) != 0 || err != nil {
 				t.Errorf("before: removed %v, %v", removed, err)
 			}
 			if err := test.change(s); err != nil {
 				t.Fatal(err)
 			}
-			removed, err := PruneTemplates(folder, false)
+			removed, err := PruneTemplates(t.Context(), folder, false)
 			if err != nil || len(removed) != 1 || !strings.HasSuffix(removed[0].Stale, test.want) {
 				t.Errorf("removed %+v, %v; want one of which %q", removed, err, test.want)
 			}
@@ -173,19 +173,22 @@ func TestVerifyTemplates(t *testing.T) {
 	}
 }
 
-func TestVerifyTemplatesEnds(t *testing.T) {
+func TestTemplatesEnd(t *testing.T) {
 	folder := templateFolder(t)
 	makeTestTemplate(t, folder, lastingShape(t, 1))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if all, err := VerifyTemplates(ctx, folder); len(all) != 0 || !errors.Is(err, context.Canceled) {
-		t.Errorf("with a context that has ended: %v, %v", all, err)
+		t.Errorf("verified after the end: %v, %v", all, err)
+	}
+	if removed, err := PruneTemplates(ctx, folder, true); len(removed) != 0 || !errors.Is(err, context.Canceled) {
+		t.Errorf("removed after the end: %v, %v", removed, err)
 	}
 }
 
 func TestPruneTemplates(t *testing.T) {
 	folder := templateFolder(t)
-	if removed, err := PruneTemplates(folder, false); len(removed) != 0 || err != nil {
+	if removed, err := PruneTemplates(t.Context(), folder, false); len(removed) != 0 || err != nil {
 		t.Errorf("where there are none: %v, %v", removed, err)
 	}
 	kept, old := lastingShape(t, 1), lastingShape(t, 2)
@@ -197,7 +200,7 @@ func TestPruneTemplates(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	removed, err := PruneTemplates(folder, false)
+	removed, err := PruneTemplates(t.Context(), folder, false)
 	want := []string{old.name(), "no-record"}
 	slices.Sort(want)
 	if diff := cmp.Diff(want, names(removed)); err != nil || diff != "" {
@@ -218,7 +221,7 @@ func TestPruneTemplates(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer lock.Close()
-	if removed, err := PruneTemplates(folder, true); err != nil || len(removed) != 1 || removed[0].ID != kept.name() {
+	if removed, err := PruneTemplates(t.Context(), folder, true); err != nil || len(removed) != 1 || removed[0].ID != kept.name() {
 		t.Errorf("all: %v, %v", removed, err)
 	}
 	if got := contents(t, folder); len(got) != 1 || got[0] != filepath.Base(making) {
