@@ -65,16 +65,18 @@ func decodePreparation(d *wire.Decoder) *Preparation {
 // Setup is what a machine's configuration implies for its guest and, in a copy
 // of a machine, everything that must not be what it was in the other.
 type Setup struct {
-	Params  string // wire.Params in text form
-	Time    time.Time
-	Entropy []byte
-	Epoch   uint64 // of the data port's session
-	Env     map[string]string
-	Hosts   []api.HostIPMapping
+	Hostname string
+	Params   string // wire.Params in text form; empty: but for the name as in the Preparation
+	Time     time.Time
+	Entropy  []byte
+	Epoch    uint64 // of the data port's session
+	Env      map[string]string
+	Hosts    []api.HostIPMapping
 }
 
 func (s *Setup) encode() []byte {
 	var e wire.Encoder
+	e.String(s.Hostname)
 	e.String(s.Params)
 	encodeTime(&e, s.Time)
 	e.Blob(s.Entropy)
@@ -86,12 +88,13 @@ func (s *Setup) encode() []byte {
 
 func decodeSetup(d *wire.Decoder) *Setup {
 	return &Setup{
-		Params:  d.String(maxText),
-		Time:    decodeTime(d),
-		Entropy: d.Blob(maxText),
-		Epoch:   d.Uint64(),
-		Env:     d.Map(maxEnv),
-		Hosts:   decodeHosts(d),
+		Hostname: d.String(maxName),
+		Params:   d.String(maxText),
+		Time:     decodeTime(d),
+		Entropy:  d.Blob(maxText),
+		Epoch:    d.Uint64(),
+		Env:      d.Map(maxEnv),
+		Hosts:    decodeHosts(d),
 	}
 }
 

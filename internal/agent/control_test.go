@@ -103,12 +103,13 @@ func TestControl(t *testing.T) {
 		t.Errorf("got %v, %v", hello, err)
 	}
 	setup := Setup{
-		Params:  "hostname=x ip=1.2.3.4",
-		Time:    time.Unix(1234567890, 987654321),
-		Entropy: []byte{0xC0, 0xDB, 0, 1},
-		Epoch:   1 << 63,
-		Env:     map[string]string{"A": "1", "B": ""},
-		Hosts:   []api.HostIPMapping{{Host: "h", IP: "::1"}},
+		Hostname: "x",
+		Params:   "ip=1.2.3.4",
+		Time:     time.Unix(1234567890, 987654321),
+		Entropy:  []byte{0xC0, 0xDB, 0, 1},
+		Epoch:    1 << 63,
+		Env:      map[string]string{"A": "1", "B": ""},
+		Hosts:    []api.HostIPMapping{{Host: "h", IP: "::1"}},
 	}
 	boot := api.BootData{
 		Env:          map[string]string{"LARGE": strings.Repeat("x", 1<<20)},

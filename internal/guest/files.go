@@ -16,80 +16,43 @@ import (
 )
 
 // identity are the files by which programs find names, hostname(5), hosts(5) and
-// resolv.conf(5), empty and open: what is in them is this guest's own.
+// resolv.conf(5), empty and open: what is in them is this guest's own. They lie
+// in memory and are mounted over what the image has there, as container runtimes
+// do it: a disk that is written to for the first time has a long way to go.
 type identity struct{ hostname, hosts, resolv *os.File }
 
-// makeIdentity makes the files. What stands in their places, often a link into
-// /run, is taken away.
+// identityDir is where the files are made. It is gone when they are in place.
+const identityDir = "/run/matchlock"
+
+// makeIdentity makes the files.
 func makeIdentity() (id identity, err error) {
-	for path, file := range map[string]**os.File{"/etc/hostname": &id.hostname, "/etc/hosts": &id.hosts, "/etc/resolv.conf": &id.resolv} {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := (mount{"tmpfs", identityDir, "tmpfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=755,size=1m"}).do(); err != nil {
+		return id, err
+	}
+	for name, file := range map[string]**os.File{"hostname": &id.hostname, "hosts": &id.hosts, "resolv.conf": &id.resolv} {
+		made, place := filepath.Join(identityDir, name), filepath.Join("/etc", name)
+		if *file, err = os.OpenFile(made, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
 			return id, err
 		}
-		if err := os.RemoveAll(path); err != nil {
+		if err := makePlace(place); err != nil {
 			return id, err
 		}
-		if *file, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
-			return id, err
+		if err := unix.Mount(made, place, "", unix.MS_BIND, ""); err != nil {
+			return id, fmt.Errorf("mount %s: %w", place, err)
 		}
 	}
-	return id, nil
+	if err := unix.Unmount(identityDir, unix.MNT_DETACH); err != nil {
+		return id, fmt.Errorf("unmount %s: %w", identityDir, err)
+	}
+	return id, os.Remove(identityDir)
 }
 
-// write names the guest and fills in the files.
-func (id identity) write(p wire.Params, hosts []api.HostIPMapping) error {
-	hostname := p.Hostname
-	if hostname == "" {
-		hostname = "localhost"
-	}
-	if err := unix.Sethostname([]byte(hostname)); err != nil {
-		return fmt.Errorf("hostname: %w", err)
-	}
-	var hostsFile, resolv strings.Builder
-	hostsFile.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
-	own := "127.0.1.1"
-	if p.Address.IsValid() {
-		own = p.Address.Addr().String()
-	}
-	hostsFile.WriteString(own + "\t" + hostname + "\n")
-	writeHosts(&hostsFile, hosts)
-	if !p.NoNetwork {
-		for _, server := range p.DNS {
-			resolv.WriteString("nameserver " + server.String() + "\n")
-		}
-	}
-	return errors.Join(fill(id.hostname, hostname+"\n"), fill(id.hosts, hostsFile.String()), fill(id.resolv, resolv.String()))
-}
-
-// fill writes a file that is empty, and closes it.
-func fill(file *os.File, content string) error {
-	_, err := file.WriteString(content)
-	return errors.Join(err, file.Close())
-}
-
-func appendHosts(hosts []api.HostIPMapping) error {
-	if len(hosts) == 0 {
+// makePlace makes sure that a file can be mounted over what is at path. What is
+// no file there, often a link into /run, is taken away.
+func makePlace(path string) error {
+	if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() {
 		return nil
 	}
-	old, err := os.ReadFile("/etc/hosts") // ours since writeIdentity
-	if err != nil {
-		return err
-	}
-	var b strings.Builder
-	b.Write(old)
-	writeHosts(&b, hosts)
-	return replaceFile("/etc/hosts", b.String())
-}
-
-func writeHosts(b *strings.Builder, hosts []api.HostIPMapping) {
-	for _, h := range hosts {
-		fmt.Fprintf(b, "%s\t%s\n", h.IP, h.Host)
-	}
-}
-
-// replaceFile writes a file of the image anew. What stands there, often a link
-// into /run, is taken away first.
-func replaceFile(path, content string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
@@ -100,11 +63,54 @@ func replaceFile(path, content string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := f.WriteString(content); err != nil {
-		f.Close()
-		return fmt.Errorf("%s: %w", path, err)
-	}
 	return f.Close()
+}
+
+// write names the guest and fills in the files. That of hosts stays open: see
+// addHosts.
+func (id identity) write(p wire.Params, hosts []api.HostIPMapping) error {
+	hostname := p.Hostname
+	if hostname == "" {
+		hostname = "localhost"
+	}
+	if err := unix.Sethostname([]byte(hostname)); err != nil {
+		return fmt.Errorf("hostname: %w", err)
+	}
+	own := "127.0.1.1"
+	if p.Address.IsValid() {
+		own = p.Address.Addr().String()
+	}
+	if _, err := id.hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" + own + "\t" + hostname + "\n"); err != nil {
+		return err
+	}
+	if err := id.addHosts(hosts); err != nil {
+		return err
+	}
+	var resolv strings.Builder
+	if !p.NoNetwork {
+		for _, server := range p.DNS {
+			resolv.WriteString("nameserver " + server.String() + "\n")
+		}
+	}
+	return errors.Join(fill(id.hostname, hostname+"\n"), fill(id.resolv, resolv.String()))
+}
+
+// fill writes a file that is empty, and closes it.
+func fill(file *os.File, content string) error {
+	_, err := file.WriteString(content)
+	return errors.Join(err, file.Close())
+}
+
+func (id identity) addHosts(hosts []api.HostIPMapping) error {
+	if len(hosts) == 0 {
+		return nil
+	}
+	var b strings.Builder
+	for _, h := range hosts {
+		b.WriteString(h.IP + "\t" + h.Host + "\n")
+	}
+	_, err := id.hosts.WriteString(b.String())
+	return err
 }
 
 // mountDisks mounts the further disks where they were asked for.

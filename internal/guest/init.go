@@ -76,6 +76,7 @@ type guest struct {
 	starter  *starter
 	server   *agent.Server
 	identity identity
+	random   *os.File // the kernel's generator, for writing
 
 	isPrepared, isSetUp, isBooted bool
 
@@ -151,6 +152,9 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	if g.identity, err = makeIdentity(); err != nil {
 		return err
 	}
+	if g.random, err = g.devices.OpenFile("urandom", os.O_WRONLY, 0); err != nil {
+		return err
+	}
 	g.server = agent.NewServer(g.starter, nil)
 	if err := g.confine(api.Confinement{}); err != nil {
 		return err
@@ -174,15 +178,19 @@ func (g *guest) Setup(s *agent.Setup) error {
 		return errors.New("set up before, or not prepared")
 	}
 	g.isSetUp = true
-	params, err := wire.ParseParams(g.params, s.Params)
-	if err != nil {
-		return err
+	params := g.params
+	if s.Params != "" {
+		var err error
+		if params, err = wire.ParseParams(params, s.Params); err != nil {
+			return err
+		}
 	}
+	params.Hostname = s.Hostname
 	g.params = params
 	if err := setClock(s.Time); err != nil {
 		return err
 	}
-	if err := addEntropy(s.Entropy); err != nil {
+	if err := addEntropy(g.random, s.Entropy); err != nil {
 		return err
 	}
 	if err := configureNetwork(params); err != nil {
@@ -205,7 +213,7 @@ func (g *guest) Boot(b *api.BootData) error {
 		return errors.New("not set up, or booted before")
 	}
 	g.isBooted = true
-	if err := appendHosts(b.Hosts); err != nil {
+	if err := g.identity.addHosts(b.Hosts); err != nil {
 		return err
 	}
 	if err := mountTmpfs(b.Tmpfs, b.ShmSize); err != nil {
@@ -278,21 +286,16 @@ func setClock(t time.Time) error {
 
 // addEntropy mixes the host's entropy into the kernel's generator and makes it
 // take effect at once (random(4), RNDADDENTROPY and RNDRESEEDCRNG).
-func addEntropy(seed []byte) error {
+func addEntropy(random *os.File, seed []byte) error {
 	if len(seed) == 0 {
 		return errors.New("entropy: none given")
 	}
-	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	pool := make([]byte, 8, 8+len(seed))
 	binary.NativeEndian.PutUint32(pool[0:], uint32(8*len(seed))) // struct rand_pool_info: bits, bytes
 	binary.NativeEndian.PutUint32(pool[4:], uint32(len(seed)))
 	pool = append(pool, seed...)
 	for _, request := range []uintptr{unix.RNDADDENTROPY, unix.RNDRESEEDCRNG} {
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(unsafe.Pointer(&pool[0]))); errno != 0 {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, random.Fd(), request, uintptr(unsafe.Pointer(&pool[0]))); errno != 0 {
 			return fmt.Errorf("entropy: %w", errno)
 		}
 	}

@@ -185,12 +185,16 @@ func (m *Machine) setUp(ctx context.Context) error {
 			return err
 		}
 	}
+	params := m.config.Params
 	setup := agent.Setup{
-		Params:  m.config.Params.String(),
-		Env:     m.config.Env,
-		Hosts:   m.config.AddHosts,
-		Entropy: make([]byte, entropyBytes),
-		Time:    time.Now(),
+		Hostname: params.Hostname,
+		Env:      m.config.Env,
+		Hosts:    m.config.AddHosts,
+		Entropy:  make([]byte, entropyBytes),
+		Time:     time.Now(),
+	}
+	if !params.NoNetwork || len(params.Disks) > 0 {
+		setup.Params = params.String()
 	}
 	rand.Read(setup.Entropy)
 	setupCtx, cancel := context.WithTimeout(ctx, setupTimeout)
