@@ -48,15 +48,27 @@ func (h *hypervisor) replaceInstance(ctx context.Context) (fresh bool, err error
 		return false, nil
 	}
 	defer state.Close()
+	var t *template
 	if h.copyable {
-		h.makeTemplate(state)
+		t = h.makeTemplate(state)
+	}
+	if h.accel.Name != accelTCG {
+		// Its process keeps nothing that is worth a change.
+		if t != nil {
+			t.close()
+		}
+		return false, old.qmp.Execute(ctx, "cont", nil, nil, nil)
+	}
+	if t != nil {
+		h.memory.Close()
+		h.template, h.memory, h.private = t, t.memory, true
 	}
 	return true, h.handOver(ctx, old, state)
 }
 
-// makeTemplate makes a template of the guest, which stands still, and has the
-// next process begin from it. Without one, all goes on as it would have.
-func (h *hypervisor) makeTemplate(state *os.File) {
+// makeTemplate makes a template of the guest, which stands still. Without one,
+// nil, all goes on as it would have.
+func (h *hypervisor) makeTemplate(state *os.File) *template {
 	began := time.Now()
 	t, err := makeTemplate(h.templates, h.shape, h.origin, h.memory, state, h.upper().image)
 	h.warm(err == nil, err)
@@ -64,12 +76,11 @@ func (h *hypervisor) makeTemplate(state *os.File) {
 		if !errors.Is(err, ErrTemplateBeingMade) {
 			h.log.Warn("no template was made, so the next start is slow too", "error", err)
 		}
-		return
+		return nil
 	}
 	h.log.Info("made a template", "took", time.Since(began).Round(time.Millisecond))
-	h.memory.Close()
-	h.template, h.memory, h.private = t, t.memory, true
 	h.pruneTemplates()
+	return t
 }
 
 // pruneTemplates makes room while the guest goes on, and until Close: after an
