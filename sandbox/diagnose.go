@@ -57,7 +57,7 @@ func Diagnose(ctx context.Context, o Options) []Finding {
 	}
 	d.add("folders", OK, fmt.Sprintf("images in %s, caches in %s, sandboxes in %s", home.Data, home.Cache, home.State), "")
 	d.checkQEMU(ctx, home.Cache)
-	d.checkKernel(home.Cache)
+	d.checkKernel(home)
 	d.checkScratch(ctx, home)
 	d.checkSpace(home.Data, home.State)
 	d.checkMemory()
@@ -112,7 +112,7 @@ func (d *diagnosis) checkQEMU(ctx context.Context, cache string) {
 	}
 }
 
-func (d *diagnosis) checkKernel(cache string) {
+func (d *diagnosis) checkKernel(home state.Home) {
 	if d.Kernel != "" {
 		if _, err := os.Stat(d.Kernel); err != nil {
 			d.add("kernel", Fail, fmt.Sprintf("kernel %q: %v", d.Kernel, pathless(err)), "correct or unset MATCHLOCK_KERNEL")
@@ -121,10 +121,14 @@ func (d *diagnosis) checkKernel(cache string) {
 		d.add("kernel", OK, d.Kernel+", as MATCHLOCK_KERNEL says", "")
 		return
 	}
-	release, err := boot.Look(boot.Options{CacheDir: cache, Logger: d.Logger})
+	release, own, err := boot.Look(boot.Options{Own: home.Kernel(), CacheDir: home.Cache, Logger: d.Logger})
 	switch {
+	case err != nil && own:
+		d.add("kernel", Fail, err.Error(), "build it anew or remove it; Debian's is used then")
 	case err != nil:
 		d.fail("kernel", err)
+	case own:
+		d.add("kernel", OK, fmt.Sprintf("Linux %s, your own in %s", release, home.Kernel()), "")
 	case release != "":
 		d.add("kernel", OK, "Linux "+release, "")
 	default:

@@ -40,6 +40,7 @@ func (o Options) bootFiles(ctx context.Context, home state.Home) (qemu.BootFiles
 	defer report.end()
 	files, err := boot.Prepare(ctx, boot.Options{
 		Kernel:   o.Kernel,
+		Own:      home.Kernel(),
 		CacheDir: home.Cache,
 		Guest:    guest,
 		GuestSum: o.GuestSum,

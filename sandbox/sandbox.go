@@ -59,7 +59,7 @@ type Options struct {
 	// GuestSum is the SHA-256 of Guest in hex; empty: it is computed at each start.
 	GuestSum string
 	// Kernel is the guest's kernel, a vmlinux or bzImage. Empty: MATCHLOCK_KERNEL,
-	// else one is found or fetched.
+	// else kernel/vmlinux in the data folder, else one is found or fetched.
 	Kernel string
 	// Accel is "auto", "kvm" or "tcg"; empty is auto.
 	Accel string

@@ -4,9 +4,9 @@
 // needs, packs them with the guest's /init into an initramfs, and keeps the results in a cache. What is in the cache
 // already costs a few milliseconds.
 //
-// The kernel is the one that the caller names; else the newest of those in the cache and the installed Debian cloud
-// kernels; else the package linux-image-cloud-ARCH, fetched by apt (which checks its signature) but not installed.
-// None of it needs root.
+// The kernel is the one that the caller names; else the user's own where there is one (`make kernel` builds such); else
+// the newest of those in the cache and the installed Debian cloud kernels; else the package linux-image-cloud-ARCH,
+// fetched by apt (which checks its signature) but not installed. None of it needs root.
 //
 // The cache, below Options.CacheDir:
 //
@@ -34,6 +34,9 @@ type Options struct {
 	// Its modules are expected in lib/modules/RELEASE of the tree whose boot folder it is in, or in /lib/modules/RELEASE;
 	// a kernel that has no such folder is taken to have everything built in.
 	Kernel string
+	// Own is the path at which the user may have put a kernel to be used where Kernel names none, and need not have.
+	// What is there must be as good as one that was named. Empty: there is no such place.
+	Own string
 	// CacheDir is our part of the cache folder, made when missing. It must belong to the caller, who alone may write there.
 	CacheDir string
 	// Guest is the guest's /init, a static ELF program. It is read as a whole only when an initramfs is packed.
@@ -97,12 +100,7 @@ func prepare(ctx context.Context, o Options, root string) (*Files, error) {
 		return nil, err
 	}
 	f := finder{Options: o, cache: c, root: root}
-	var k *cachedKernel
-	if o.Kernel != "" {
-		k, err = f.named(ctx, o.Kernel)
-	} else {
-		k, err = f.newest(ctx)
-	}
+	k, err := f.find(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -237,6 +237,57 @@ func TestPrepareNamed(t *testing.T) {
 	}
 }
 
+// The user's own goes before what is installed, and what is named before both.
+func TestPrepareOwn(t *testing.T) {
+	h := newHost(t)
+	installKernel(t, h.root, testRelease)
+	h.o.Own = filepath.Join(h.root, "own")
+	find := func(wantRelease string, wantOwn bool) {
+		t.Helper()
+		release, own, err := look(h.o, h.root)
+		if release != wantRelease || own != wantOwn || err != nil {
+			t.Errorf("look: got %q, %v, %v, want %q, %v", release, own, err, wantRelease, wantOwn)
+		}
+		f, err := h.prepare()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Release != wantRelease {
+			t.Errorf("got %q, want %q", f.Release, wantRelease)
+		}
+	}
+	find(testRelease, false)
+
+	const ownRelease = "6.1.172-matchlock" // by number the older one
+	own := elfSpec{notes: pvhNotes, text: "Linux version " + ownRelease + " x"}.bytes()
+	config := append([]byte("IKCFG_ST"), packers["gz"]([]byte("CONFIG_HZ=100\n"))...)
+	writeTree(t, h.root, map[string][]byte{"own": append(own, config...)})
+	find(ownRelease, true) // from the file
+	find(ownRelease, true) // from the cache
+	if f := h.mustPrepare(); f.HZ != 100 {
+		t.Errorf("got HZ %d, want 100", f.HZ)
+	}
+
+	named := h.o
+	named.Kernel = filepath.Join(h.root, "boot", "vmlinuz-"+testRelease)
+	if f, err := prepare(t.Context(), named, h.root); err != nil || f.Release != testRelease {
+		t.Errorf("with another one named got %+v, %v", f, err)
+	}
+
+	// One that is no good is an error, not another kernel than its owner thinks.
+	writeTree(t, h.root, map[string][]byte{"own": own[:len(own)/2]})
+	want := fmt.Sprintf("kernel %q: the file is cut short", h.o.Own)
+	h.wantError(want)
+	if release, own, err := look(h.o, h.root); err == nil || err.Error() != want || !own {
+		t.Errorf("look: got %q, %v, %v, want error %q", release, own, err, want)
+	}
+
+	if err := os.Remove(h.o.Own); err != nil {
+		t.Fatal(err)
+	}
+	find(testRelease, false)
+}
+
 func TestPrepareNamedModules(t *testing.T) {
 	h := newHost(t)
 	elsewhere := t.TempDir()

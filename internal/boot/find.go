@@ -21,20 +21,45 @@ type finder struct {
 	root  string // of the host's file system
 }
 
+func (f *finder) find(ctx context.Context) (*cachedKernel, error) {
+	switch {
+	case f.Kernel != "":
+		return f.named(ctx, f.Kernel)
+	case f.hasOwn():
+		return f.named(ctx, f.Own)
+	}
+	return f.newest(ctx)
+}
+
+// hasOwn tells whether the user has a kernel of their own, be it one that cannot be used: then they want to know.
+func (f *finder) hasOwn() bool {
+	if f.Own == "" {
+		return false
+	}
+	_, err := os.Lstat(f.Own)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // named returns the kernel in the file that somebody named.
 func (f *finder) named(ctx context.Context, name string) (*cachedKernel, error) {
-	path, err := filepath.Abs(name)
-	if err == nil {
-		path, err = filepath.EvalSymlinks(path) // the modules lie beside the file, not beside a link to it
-	}
+	path, err := resolve(name)
 	if err != nil {
-		return nil, fmt.Errorf("kernel %q: %w", name, pathless(err))
+		return nil, fmt.Errorf("kernel %q: %w", name, err)
 	}
 	k, err := f.fromFile(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("kernel %q: %w", name, err)
 	}
 	return k, nil
+}
+
+// resolve returns the path of the file itself: modules lie beside it, not beside a link to it.
+func resolve(name string) (path string, err error) {
+	path, err = filepath.Abs(name)
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
+	}
+	return path, pathless(err)
 }
 
 func (f *finder) fromFile(ctx context.Context, path string) (*cachedKernel, error) {
