@@ -30,10 +30,6 @@ func prepareNetwork(p wire.Params) error {
 			rt.addUnreachable(loopback)
 			return nil
 		}
-		// Not served, so not offered: a second way out must not open by itself.
-		if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
 		if err := loadModules("/modules/later"); err != nil {
 			return err
 		}
@@ -43,8 +39,20 @@ func prepareNetwork(p wire.Params) error {
 		}); err != nil {
 			return fmt.Errorf("eth0: %w", err)
 		}
-		return nil
+		return offerNoIPv6()
 	})
+}
+
+// offerNoIPv6 has the link, which is not up yet, and those to come go without: it is
+// not served, and a second way out must not open by itself.
+func offerNoIPv6() error {
+	for _, link := range []string{"default", "eth0"} {
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+link+"/disable_ipv6", []byte("1"), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // configureNetwork gives eth0, where there is one, its address.
