@@ -57,10 +57,13 @@ fuzz: ## each fuzz test for FUZZTIME (default 30s); ARGS=./internal/wire narrows
 bench: setup-bench build ## what matchlock costs, beside other things; ARGS='-run exec -n 5' narrows it
 	@go run ./bench $(ARGS)
 
-setup-run setup-test setup-bench: setup-%: # the Debian packages that are missing
+kernel: setup-kernel ## a small kernel of our own, used in place of Debian's from then on (10 minutes)
+	scripts/kernel.sh
+
+setup-run setup-test setup-bench setup-kernel: setup-%: # the Debian packages that are missing
 	@scripts/setup.sh $*
 
 clean: ## what was built here; caches and images stay
 	rm -rf bin cmd/matchlock/guest/matchlock-guest*
 
-.PHONY: help hello build test lint test-plain test-vm long fuzz bench setup-run setup-test setup-bench clean
+.PHONY: help hello build test lint test-plain test-vm long fuzz bench kernel setup-run setup-test setup-bench setup-kernel clean

@@ -4,6 +4,7 @@
 #	scripts/setup.sh run     what matchlock itself needs
 #	scripts/setup.sh test    and what its tests need
 #	scripts/setup.sh bench   and what it is measured against
+#	scripts/setup.sh kernel  what a kernel is built with, which is nothing of these
 #
 # Where nothing is missing, apt is not called. Elsewhere than on Debian it says
 # what to install, and leaves it to you.
@@ -14,8 +15,9 @@ case ${1:-} in
 run) ;;
 test) packages+=(cpio erofs-utils gcc libc6-dev mmdebstrap umoci) ;;
 bench) packages+=(cpio mmdebstrap podman umoci) ;;
+kernel) packages=(bc bison flex gcc libc6-dev libelf-dev linux-source-6.1 xz-utils) ;;
 *)
-	echo "usage: $0 run|test|bench" >&2
+	echo "usage: $0 run|test|bench|kernel" >&2
 	exit 2
 	;;
 esac

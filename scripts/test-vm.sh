@@ -22,7 +22,8 @@ if [ "$(id -u)" != 0 ]; then
 	# The user's modules are good enough for root to read; its build cache is its
 	# own, and git would not tell it the revision of another user's checkout.
 	exec sudo -H env PATH="$PATH" GOMODCACHE="$(go env GOMODCACHE)" GOPROXY="$(go env GOPROXY)" \
-		GOFLAGS=-buildvcs=false MATCHLOCK_TEST_LONG="${MATCHLOCK_TEST_LONG:-}" "scripts/${0##*/}" "$@"
+		GOFLAGS=-buildvcs=false MATCHLOCK_TEST_LONG="${MATCHLOCK_TEST_LONG:-}" \
+		MATCHLOCK_OWN_KERNEL="${MATCHLOCK_OWN_KERNEL:-}" "scripts/${0##*/}" "$@"
 fi
 
 export MATCHLOCK_TEST_VM=1
