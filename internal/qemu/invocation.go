@@ -68,6 +68,11 @@ const (
 	runCache  = 128
 )
 
+// machineType is QEMU's machine and what is chosen of it. ioapic2 gives 24
+// virtio-mmio slots in place of 8. The clock is there because kernels look for
+// one, for 1 to 2 s if there is none; the host sets the guest's time all the same.
+const machineType = "microvm,rtc=on,ioapic2=on"
+
 // invocation writes the whole command line. What it must hold to, and why, is in
 // docs/how-it-works.md. The machine's shape is the same however it begins.
 func (h *hypervisor) invocation(ch channels, how beginning) *invocation {
@@ -78,9 +83,7 @@ func (h *hypervisor) invocation(ch channels, how beginning) *invocation {
 	}
 	c.add("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
 		"-name", "matchlock-"+h.config.ID,
-		// ioapic2 gives 24 virtio-mmio slots in place of 8. There is no clock
-		// device: the host sets the guest's time.
-		"-M", "microvm,rtc=off,ioapic2=on,memory-backend=mem0,suppress-vmdesc=on",
+		"-M", machineType+",memory-backend=mem0,suppress-vmdesc=on",
 		"-m", fmt.Sprint(h.config.MemoryMB), "-smp", fmt.Sprint(h.config.VCPUs),
 		"-object", fmt.Sprintf("memory-backend-file,id=mem0,size=%dM,mem-path=%s,share=%s", h.config.MemoryMB, c.procFD(ch.memory), share))
 	cache := bootCache

@@ -54,6 +54,7 @@ const (
 type shape struct {
 	Wire      int      `json:"wire"` // wire.Version
 	QEMU      fileID   `json:"qemu"`
+	Machine   string   `json:"machine"`
 	Accel     string   `json:"accel"`
 	Kernel    fileID   `json:"kernel"`
 	Initramfs fileID   `json:"initramfs"`
@@ -90,7 +91,7 @@ func (h *hypervisor) shapeOf(boot BootFiles, scratchSize int64) (s shape, ok boo
 		return s, false, nil
 	}
 	s = shape{
-		Wire: wire.Version, Accel: h.accel.Name, Args: h.kernelArgs(boot.HZ), VCPUs: c.VCPUs, MemoryMB: c.MemoryMB, Upper: scratchSize,
+		Wire: wire.Version, Machine: machineType, Accel: h.accel.Name, Args: h.kernelArgs(boot.HZ), VCPUs: c.VCPUs, MemoryMB: c.MemoryMB, Upper: scratchSize,
 		Params: wire.Params{Root: c.Params.Root, CPUs: c.Params.CPUs, Privileged: c.Params.Privileged, NoNetwork: c.NoNetwork}.String(),
 	}
 	if !c.NoNetwork {
