@@ -97,15 +97,10 @@ func (w *watchedSession) Wait() (agent.Exit, error) {
 // they are.
 func (s *supervisor) logged(stdout, stderr io.Writer) (io.Writer, io.Writer) {
 	out := &tee{s.output.Stream(stdoutStream), stdout}
-	if stdout != nil && sameWriter(stdout, stderr) {
+	if agent.SameWriter(stdout, stderr) {
 		return out, out
 	}
 	return out, &tee{s.output.Stream(stderrStream), stderr}
-}
-
-func sameWriter(a, b io.Writer) (same bool) {
-	defer func() { _ = recover() }() // of types that cannot be compared
-	return a == b
 }
 
 // tee writes to a log, which never fails, and passes on.

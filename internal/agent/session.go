@@ -77,7 +77,7 @@ type Session struct {
 // SIGKILL. Either way Wait must be called.
 func (c *Client) Start(ctx context.Context, cmd Command) (*Session, error) {
 	req := execRequest{args: cmd.Args, dir: cmd.Dir, env: cmd.Env, user: cmd.User, stdin: cmd.Stdin,
-		merged: same(cmd.Stdout, cmd.Stderr), tty: cmd.TTY, rows: cmd.Rows, cols: cmd.Cols}
+		merged: SameWriter(cmd.Stdout, cmd.Stderr), tty: cmd.TTY, rows: cmd.Rows, cols: cmd.Cols}
 	if err := req.check(); err != nil {
 		return nil, err
 	}
@@ -104,8 +104,8 @@ func (c *Client) Start(ctx context.Context, cmd Command) (*Session, error) {
 	return s, nil
 }
 
-// same reports whether a and b are one writer.
-func same(a, b io.Writer) bool {
+// SameWriter reports whether a and b are one writer, and not nil.
+func SameWriter(a, b io.Writer) bool {
 	defer func() { _ = recover() }() // of types that cannot be compared
 	return a != nil && a == b
 }

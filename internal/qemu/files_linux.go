@@ -1,10 +1,8 @@
 package qemu
 
 import (
-	"context"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"syscall"
 
@@ -94,37 +92,4 @@ func duplicateFD(fd int, name string) (*os.File, error) {
 // reopen opens a file anew, in a mode of its own.
 func reopen(f *os.File, mode int) (*os.File, error) {
 	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), mode, 0)
-}
-
-// socketIn is the path of a socket in a folder that is open. It is short
-// whatever the folder's own path is: a socket's path has 107 bytes.
-func socketIn(dir *os.File, name string) *net.UnixAddr {
-	return &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name), Net: "unix"}
-}
-
-// listenIn makes a listening socket in a folder, as a file to be handed on.
-func listenIn(dir, name string) (*os.File, error) {
-	folder, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer folder.Close()
-	listener, err := net.ListenUnix("unix", socketIn(folder, name))
-	if err != nil {
-		return nil, err
-	}
-	defer listener.Close()
-	listener.SetUnlinkOnClose(false)
-	return listener.File()
-}
-
-// dialIn connects to a socket in a folder.
-func dialIn(ctx context.Context, dir, name string) (net.Conn, error) {
-	folder, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer folder.Close()
-	var d net.Dialer
-	return d.DialContext(ctx, "unix", socketIn(folder, name).Name)
 }

@@ -3,9 +3,7 @@
 package qemu
 
 import (
-	"context"
 	"errors"
-	"net"
 	"os"
 	"syscall"
 )
@@ -20,9 +18,7 @@ func guestMemory(int) (*os.File, error)        { return nil, errors.ErrUnsupport
 func socketPair(int, string) (ours, theirs *os.File, err error) {
 	return nil, nil, errors.ErrUnsupported
 }
-func duplicateFD(int, string) (*os.File, error)               { return nil, errors.ErrUnsupported }
-func listenIn(_, _ string) (*os.File, error)                  { return nil, errors.ErrUnsupported }
-func dialIn(_ context.Context, _, _ string) (net.Conn, error) { return nil, errors.ErrUnsupported }
-func reopen(*os.File, int) (*os.File, error)                  { return nil, errors.ErrUnsupported }
-func memoryFile(string) (*os.File, error)                     { return nil, errors.ErrUnsupported }
-func changeTime(*syscall.Stat_t) int64                        { return 0 }
+func duplicateFD(int, string) (*os.File, error) { return nil, errors.ErrUnsupported }
+func reopen(*os.File, int) (*os.File, error)    { return nil, errors.ErrUnsupported }
+func memoryFile(string) (*os.File, error)       { return nil, errors.ErrUnsupported }
+func changeTime(*syscall.Stat_t) int64          { return 0 }

@@ -389,12 +389,12 @@ func (h *hypervisor) Close() error {
 	return errors.Join(errs...)
 }
 
-// listenAt makes the listening socket by which a person may look in.
+// listenAt makes a listening socket, as a file to be handed on.
 func listenAt(path string) (*os.File, error) {
 	listener, err := hostfs.Listen(path)
 	if err != nil {
 		return nil, err
 	}
-	defer listener.UnixListener.Close() // the socket stays, until the machine's end
+	defer listener.UnixListener.Close() // the socket stays
 	return listener.File()
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/matchlock/matchlock/internal/hostfs"
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
@@ -70,11 +71,11 @@ func newInstance(console *console, dir string) (*instance, *childEnds, error) {
 	}
 	child.output = child.own(input)
 	i.collects.Go(func() { console.collect(output) })
-	if child.data, err = listenIn(dir, dataSocket); err != nil {
+	if child.data, err = listenAt(filepath.Join(dir, dataSocket)); err != nil {
 		return nil, child, err
 	}
 	child.own(child.data)
-	if child.control, err = listenIn(dir, controlSocket); err != nil {
+	if child.control, err = listenAt(filepath.Join(dir, controlSocket)); err != nil {
 		return nil, child, err
 	}
 	child.own(child.control)
@@ -122,11 +123,11 @@ func (i *instance) answered() bool {
 
 // connectGuest connects to the guest's ports.
 func (i *instance) connectGuest(ctx context.Context, dir string) error {
-	ctl, err := dialIn(ctx, dir, controlSocket)
+	ctl, err := hostfs.Dial(ctx, filepath.Join(dir, controlSocket))
 	if err != nil {
 		return err
 	}
-	data, err := dialIn(ctx, dir, dataSocket)
+	data, err := hostfs.Dial(ctx, filepath.Join(dir, dataSocket))
 	if err != nil {
 		return errors.Join(err, ctl.Close())
 	}
