@@ -59,7 +59,7 @@ func (o Options) VerifyTemplates(ctx context.Context) ([]api.Template, error) {
 }
 
 // PruneTemplates removes the templates that are of no use any more, were last
-// used a month ago, or take more than 16 GiB together; or all. What runs goes on.
+// used a month ago, or take more than 8 GiB together; or all. What runs goes on.
 // A start that makes a template does the same.
 func (o Options) PruneTemplates(ctx context.Context, all bool) (removed []api.Template, err error) {
 	home, err := o.home()
