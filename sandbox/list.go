@@ -40,11 +40,7 @@ func (o Options) List(context.Context) ([]api.Info, error) {
 // Find returns what is known of a sandbox, running or not: ref is its name, its
 // id, or the beginning of its id.
 func (o Options) Find(_ context.Context, ref string) (api.Info, error) {
-	home, err := o.home()
-	if err != nil {
-		return api.Info{}, err
-	}
-	e, err := lookup(home, ref)
+	_, e, err := o.locate(ref)
 	return infoOf(e), err
 }
 
@@ -54,6 +50,15 @@ func infoOf(e state.Entry) api.Info {
 		info.Error = e.Problem.Error()
 	}
 	return info
+}
+
+// locate finds a sandbox below the home folder, which it returns too.
+func (o Options) locate(ref string) (home state.Home, e state.Entry, err error) {
+	if home, err = o.home(); err != nil {
+		return home, e, err
+	}
+	e, err = lookup(home, ref)
+	return home, e, err
 }
 
 // lookup finds a sandbox; one that there is not is ErrNotFound.
@@ -121,11 +126,7 @@ const Redacted = "[redacted]"
 
 // Inspect returns all that there is to know of a sandbox, running or not.
 func (o Options) Inspect(ctx context.Context, ref string) (Inspection, error) {
-	home, err := o.home()
-	if err != nil {
-		return Inspection{}, err
-	}
-	e, err := lookup(home, ref)
+	home, e, err := o.locate(ref)
 	if err != nil {
 		return Inspection{}, err
 	}
@@ -151,11 +152,7 @@ func (o Options) Rename(ctx context.Context, ref, name string) error {
 	if err := state.CheckName(name); err != nil {
 		return err
 	}
-	home, err := o.home()
-	if err != nil {
-		return err
-	}
-	e, err := lookup(home, ref)
+	home, e, err := o.locate(ref)
 	if err != nil {
 		return err
 	}
@@ -177,8 +174,10 @@ func (o Options) Remove(ctx context.Context, ref string, force bool) error {
 	if err != nil {
 		return err
 	}
-	e, err := lookup(home, ref)
-	if !force {
+	var e state.Entry
+	if force {
+		e, err = lookup(home, ref)
+	} else {
 		e, err = settled(ctx, home, ref)
 	}
 	if err != nil {

@@ -49,11 +49,7 @@ func (r LogRecord) Write(stdout, stderr io.Writer) error {
 // Logs calls each for what a query finds in the log of a sandbox, running or
 // not, in the order in which it was said.
 func (o Options) Logs(ctx context.Context, ref string, q LogQuery, each func(LogRecord) error) error {
-	home, err := o.home()
-	if err != nil {
-		return err
-	}
-	e, err := lookup(home, ref)
+	home, e, err := o.locate(ref)
 	if err != nil {
 		return err
 	}

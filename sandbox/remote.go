@@ -23,7 +23,7 @@ func Attach(ctx context.Context, ref string) (*Sandbox, error) { return Options{
 // name, its id, or the beginning of its id. One that does not run is
 // ErrNotRunning.
 func (o Options) Attach(ctx context.Context, ref string) (*Sandbox, error) {
-	r, err := o.reach(ctx, ref)
+	r, err := o.reach(ref)
 	if err != nil {
 		return nil, err
 	}
@@ -34,20 +34,15 @@ func (o Options) Attach(ctx context.Context, ref string) (*Sandbox, error) {
 }
 
 // reach finds a sandbox that runs.
-func (o Options) reach(ctx context.Context, ref string) (*remote, error) {
-	home, err := o.home()
+func (o Options) reach(ref string) (*remote, error) {
+	home, e, err := o.locate(ref)
 	if err != nil {
 		return nil, err
 	}
-	e, err := lookup(home, ref)
-	if err != nil {
-		return nil, err
-	}
-	r := newRemote(home, e)
 	if !e.Status.Alive() {
 		return nil, notAlive(e)
 	}
-	return r, nil
+	return newRemote(home, e), nil
 }
 
 // remote is the keeper of a sandbox of another process.
