@@ -45,12 +45,7 @@ processors and memory, and the room that it takes.`,
 				return printTemplates(w, templates, time.Now())
 			}
 			for _, t := range templates {
-				if asJSON {
-					err = printJSON(w, t)
-				} else {
-					_, err = fmt.Fprintln(w, printable(t.ID))
-				}
-				if err != nil {
+				if err := printEither(w, asJSON, t, printable(t.ID)); err != nil {
 					return err
 				}
 			}
@@ -133,7 +128,7 @@ func (a *app) cachePruneCommand() *cobra.Command {
 		Short: "Remove templates of no further use",
 		Long: `Remove the templates that no sandbox will be a copy of, as the image, the kernel or QEMU
 is another by now; those not used for 30 days; and the least used ones of more than
-16 GiB. With --all remove all. Sandboxes that run go on. A start that makes a template
+8 GiB. With --all remove all. Sandboxes that run go on. A start that makes a template
 does the same on its way.`,
 		Args: positional(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -142,13 +137,7 @@ does the same on its way.`,
 			var freed int64
 			for _, t := range removed {
 				freed += t.Size
-				var err error
-				if asJSON {
-					err = printJSON(cmd.OutOrStdout(), t)
-				} else {
-					_, err = fmt.Fprintln(cmd.OutOrStdout(), shortTemplate(t), orDash(shortImage(t.Image)))
-				}
-				errs = append(errs, err)
+				errs = append(errs, printEither(cmd.OutOrStdout(), asJSON, t, shortTemplate(t)+" "+orDash(shortImage(t.Image))))
 			}
 			if !asJSON {
 				fmt.Fprintf(cmd.ErrOrStderr(), "freed %s in %s\n", api.FormatSize(freed), countTemplates(len(removed)))

@@ -185,12 +185,7 @@ func (a *app) imageListCommand(name string) *cobra.Command {
 				return printImages(w, images, time.Now())
 			}
 			for _, img := range images {
-				if asJSON {
-					err = printJSON(w, img)
-				} else {
-					_, err = fmt.Fprintln(w, img.Digest)
-				}
-				if err != nil {
+				if err := printEither(w, asJSON, img, img.Digest); err != nil {
 					return err
 				}
 			}
@@ -303,6 +298,15 @@ func printJSON(w io.Writer, v any) error {
 	encoder := json.NewEncoder(w)
 	encoder.SetEscapeHTML(false)
 	return encoder.Encode(v)
+}
+
+// printEither prints a line: v as JSON, or text.
+func printEither(w io.Writer, asJSON bool, v any, text string) error {
+	if asJSON {
+		return printJSON(w, v)
+	}
+	_, err := fmt.Fprintln(w, text)
+	return err
 }
 
 func printIndented(w io.Writer, v any) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -37,12 +38,7 @@ func (a *app) psCommand(name string) *cobra.Command {
 				return printSandboxes(w, list, time.Now())
 			}
 			for _, info := range list {
-				if asJSON {
-					err = printJSON(w, info)
-				} else {
-					_, err = fmt.Fprintln(w, info.ID)
-				}
-				if err != nil {
+				if err := printEither(w, asJSON, info, info.ID); err != nil {
 					return err
 				}
 			}
@@ -179,13 +175,13 @@ func (a *app) deedCommand(d deed) *cobra.Command {
 				if err == nil {
 					err = d.do(cmd.Context(), o, info)
 				}
-				if err == nil && asJSON {
-					if now, err := o.Find(cmd.Context(), info.ID); err == nil {
-						info = now // else it is gone, as it may have been asked to be
+				if err == nil {
+					if asJSON { // it is another by now
+						if now, err := o.Find(cmd.Context(), info.ID); err == nil {
+							info = now // else it is gone, as it may have been asked to be
+						}
 					}
-					err = printJSON(cmd.OutOrStdout(), info)
-				} else if err == nil {
-					_, err = fmt.Fprintln(cmd.OutOrStdout(), ref)
+					err = printEither(cmd.OutOrStdout(), asJSON, info, ref)
 				}
 				errs = append(errs, err)
 			}
@@ -374,10 +370,8 @@ signal N ended it, 124 if its time ran out, 125 if nobody knows, 0 of one that i
 			var errs []error
 			for _, ref := range refs {
 				info, err := await(cmd.Context(), a.options(), ref)
-				if err == nil && asJSON {
-					err = printJSON(cmd.OutOrStdout(), info)
-				} else if err == nil {
-					_, err = fmt.Fprintln(cmd.OutOrStdout(), exitCode(info))
+				if err == nil {
+					err = printEither(cmd.OutOrStdout(), asJSON, info, strconv.Itoa(exitCode(info)))
 				}
 				errs = append(errs, err)
 			}
@@ -428,12 +422,7 @@ func (a *app) pruneCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			removed, err := a.options().Prune(cmd.Context(), nil)
 			for _, info := range removed {
-				if asJSON {
-					err = errors.Join(err, printJSON(cmd.OutOrStdout(), info))
-				} else {
-					_, e := fmt.Fprintln(cmd.OutOrStdout(), info.Name)
-					err = errors.Join(err, e)
-				}
+				err = errors.Join(err, printEither(cmd.OutOrStdout(), asJSON, info, info.Name))
 			}
 			return err
 		},
