@@ -27,6 +27,9 @@ const (
 	controlClock
 	controlReset
 	controlPowerOff
+	controlFreeze
+	controlThaw
+	controlRenew
 )
 
 const (
@@ -42,6 +45,7 @@ const (
 type Hello struct {
 	Version  uint32 // wire.Version, as the guest has it
 	Prepared bool   // Prepare has been called, maybe in the machine that this one is a copy of
+	SetUp    bool   // so has Setup: it is to be made another by Renew
 }
 
 // Preparation is what all machines of a shape have in common, so that one of
@@ -69,9 +73,10 @@ type Setup struct {
 	Params   string // wire.Params in text form; empty: but for the name as in the Preparation
 	Time     time.Time
 	Entropy  []byte
-	Epoch    uint64 // of the data port's session
-	Env      map[string]string
-	Hosts    []api.HostIPMapping
+	// MachineID is 32 hexadecimal digits, as machine-id(5) has it.
+	MachineID string
+	Env       map[string]string
+	Hosts     []api.HostIPMapping
 }
 
 func (s *Setup) encode() []byte {
@@ -80,7 +85,7 @@ func (s *Setup) encode() []byte {
 	e.String(s.Params)
 	encodeTime(&e, s.Time)
 	e.Blob(s.Entropy)
-	e.Uint64(s.Epoch)
+	e.String(s.MachineID)
 	e.Map(s.Env)
 	encodeHosts(&e, s.Hosts)
 	return e.Encoded()
@@ -88,13 +93,13 @@ func (s *Setup) encode() []byte {
 
 func decodeSetup(d *wire.Decoder) *Setup {
 	return &Setup{
-		Hostname: d.String(maxName),
-		Params:   d.String(maxText),
-		Time:     decodeTime(d),
-		Entropy:  d.Blob(maxText),
-		Epoch:    d.Uint64(),
-		Env:      d.Map(maxEnv),
-		Hosts:    decodeHosts(d),
+		Hostname:  d.String(maxName),
+		Params:    d.String(maxText),
+		Time:      decodeTime(d),
+		Entropy:   d.Blob(maxText),
+		MachineID: d.String(maxName),
+		Env:       d.Map(maxEnv),
+		Hosts:     decodeHosts(d),
 	}
 }
 
@@ -200,7 +205,7 @@ func (c *Control) Hello(ctx context.Context) (Hello, error) {
 		return Hello{}, err
 	}
 	d := wire.NewDecoder(answer)
-	hello := Hello{Version: d.Uint32(), Prepared: d.Bool()}
+	hello := Hello{Version: d.Uint32(), Prepared: d.Bool(), SetUp: d.Bool()}
 	return hello, d.Done()
 }
 
@@ -217,7 +222,30 @@ func (c *Control) Setup(ctx context.Context, s Setup) error {
 	return err
 }
 
-// Boot hands over what must be in place before user code runs.
+// Renew makes a guest that is a copy of one that was set up another: what two
+// machines must not share it gets anew. User code in it must stand still: see
+// Freeze. Of the Setup name, time, entropy and machine id count.
+func (c *Control) Renew(ctx context.Context, s Setup) error {
+	_, err := c.call(ctx, controlRenew, s.encode())
+	return err
+}
+
+// Freeze has all user code stand still. When it returns nothing of it runs.
+func (c *Control) Freeze(ctx context.Context) error {
+	_, err := c.call(ctx, controlFreeze, nil)
+	return err
+}
+
+// Thaw sets the clock and has user code go on.
+func (c *Control) Thaw(ctx context.Context, t time.Time) error {
+	var e wire.Encoder
+	encodeTime(&e, t)
+	_, err := c.call(ctx, controlThaw, e.Encoded())
+	return err
+}
+
+// Boot hands over what must be in place before user code runs; in a copy that has
+// been renewed it has the copied user code go on.
 func (c *Control) Boot(ctx context.Context, b *api.BootData) error {
 	_, err := c.call(ctx, controlBoot, encodeBoot(b))
 	return err
@@ -314,10 +342,14 @@ func (c *Control) exchange(kind byte, body []byte) ([]byte, error) {
 // request at a time.
 type ControlHandler interface {
 	Prepared() bool
+	IsSetUp() bool
 	Prepare(*Preparation) error
 	Setup(*Setup) error
+	Renew(*Setup) error
 	Boot(*api.BootData) error
 	SetClock(time.Time) error
+	Freeze() error
+	Thaw(time.Time) error
 
 	// Reset begins a new epoch on the data port. It returns when that is closed
 	// and open again.
@@ -366,6 +398,7 @@ func handleControl(h ControlHandler, kind byte, body []byte) (answer []byte, err
 		var e wire.Encoder
 		e.Uint32(wire.Version)
 		e.Bool(h.Prepared())
+		e.Bool(h.IsSetUp())
 		answer = e.Encoded()
 		act = func() error { return nil }
 	case controlPrepare:
@@ -385,6 +418,14 @@ func handleControl(h ControlHandler, kind byte, body []byte) (answer []byte, err
 		act = func() error { return h.Reset(epoch) }
 	case controlPowerOff:
 		act = h.PowerOff
+	case controlFreeze:
+		act = h.Freeze
+	case controlThaw:
+		t := decodeTime(d)
+		act = func() error { return h.Thaw(t) }
+	case controlRenew:
+		setup := decodeSetup(d)
+		act = func() error { return h.Renew(setup) }
 	default:
 		return nil, errors.New("unknown control request")
 	}

@@ -39,8 +39,17 @@ func (r *recorder) Prepared() bool {
 	return len(r.calls) > 0
 }
 
+func (r *recorder) IsSetUp() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.calls) > 1
+}
+
 func (r *recorder) Prepare(p *Preparation) error { return r.record(*p) }
 func (r *recorder) Setup(s *Setup) error         { return r.record(*s) }
+func (r *recorder) Renew(s *Setup) error         { return r.record(s) }
+func (r *recorder) Freeze() error                { return r.record("freeze") }
+func (r *recorder) Thaw(t time.Time) error       { return r.record(t) }
 func (r *recorder) Boot(b *api.BootData) error   { return r.record(*b) }
 func (r *recorder) Reset(epoch uint64) error     { return r.record(epoch) }
 func (r *recorder) PowerOff() error              { return r.record("power off") }
@@ -103,13 +112,13 @@ func TestControl(t *testing.T) {
 		t.Errorf("got %v, %v", hello, err)
 	}
 	setup := Setup{
-		Hostname: "x",
-		Params:   "ip=1.2.3.4",
-		Time:     time.Unix(1234567890, 987654321),
-		Entropy:  []byte{0xC0, 0xDB, 0, 1},
-		Epoch:    1 << 63,
-		Env:      map[string]string{"A": "1", "B": ""},
-		Hosts:    []api.HostIPMapping{{Host: "h", IP: "::1"}},
+		Hostname:  "x",
+		Params:    "ip=1.2.3.4",
+		Time:      time.Unix(1234567890, 987654321),
+		Entropy:   []byte{0xC0, 0xDB, 0, 1},
+		MachineID: "0123456789abcdef0123456789abcdef",
+		Env:       map[string]string{"A": "1", "B": ""},
+		Hosts:     []api.HostIPMapping{{Host: "h", IP: "::1"}},
 	}
 	boot := api.BootData{
 		Env:          map[string]string{"LARGE": strings.Repeat("x", 1<<20)},

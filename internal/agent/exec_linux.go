@@ -18,6 +18,7 @@ import (
 // work for it: the one that serves the stream, a reader of the host's frames,
 // and, where there is an input or an output, one for each.
 type command struct {
+	listener
 	process Process
 	input   *input  // nil: it has none
 	stdout  *output // of a terminal: all there is
@@ -50,21 +51,22 @@ func (s *Server) exec(conn net.Conn, in *wire.FrameReader, out *wire.FrameWriter
 		return err
 	}
 
-	var e wire.Encoder
-	e.Uvarint(uint64(c.process.PID()))
-	out.WriteFrame(frameStarted, e.Encoded()) // if the host is gone, serve will see it
+	id := s.register(c)
+	defer s.forget(id)
+	out.WriteFrame(frameStarted, encodeStarted(c.process.PID(), id)) // if the host is gone, obey will see it
+	c.begin(out)
 	var drained sync.WaitGroup
 	drained.Add(1)
-	s.serving.Go(func() { s.pump(frameStdout, c.stdout, out, drained.Done) })
+	s.serving.Go(func() { s.pump(frameStdout, c.stdout, &c.listener, drained.Done) })
 	if c.stderr != nil {
 		drained.Add(1)
-		s.serving.Go(func() { s.pump(frameStderr, c.stderr, out, drained.Done) })
+		s.serving.Go(func() { s.pump(frameStderr, c.stderr, &c.listener, drained.Done) })
 	}
 	if c.input != nil {
-		s.serving.Go(func() { c.input.pump(out) })
+		s.serving.Go(func() { c.input.pump(&c.listener) })
 	}
-	s.serving.Go(func() { c.obey(in) })
-	defer context.AfterFunc(s.life, func() { c.signal(unix.SIGKILL) })()
+	s.serving.Go(func() { c.obey(in, out) })
+	defer context.AfterFunc(s.life, func() { c.signal(unix.SIGKILL); c.leave() })()
 
 	status, err := c.process.Wait()
 	duration := time.Since(started)
@@ -85,8 +87,79 @@ func (s *Server) exec(conn net.Conn, in *wire.FrameReader, out *wire.FrameWriter
 	if status.Signal != 0 {
 		exit.Code = 128 + int(status.Signal)
 	}
-	out.WriteFrame(frameExit, exit.encode())
+	c.sayLast(frameExit, exit.encode())
 	return nil
+}
+
+// resume lets another host have a command, in a copy of the machine that it was
+// started in, and returns when that has ended or is the next host's.
+func (s *Server) resume(in *wire.FrameReader, out *wire.FrameWriter, d *wire.Decoder) error {
+	id, withInput := d.Uvarint(), d.Bool()
+	if err := d.Done(); err != nil {
+		return wrap("resume", err)
+	}
+	s.mu.Lock()
+	c := s.commands[id]
+	s.mu.Unlock()
+	if c == nil {
+		return wrap("resume", errors.New("no such command"))
+	}
+	if !c.awaited() {
+		return wrap("resume", errors.New("the command has a host"))
+	}
+	out.WriteFrame(frameStarted, encodeStarted(c.process.PID(), id))
+	if c.input != nil {
+		c.input.nextHost()
+		if !withInput {
+			c.input.end()
+		}
+	}
+	c.begin(out)
+	c.obey(in, out)
+	return nil
+}
+
+// running tells the host which commands there are.
+func (s *Server) running(out *wire.FrameWriter, d *wire.Decoder) error {
+	if err := d.Done(); err != nil {
+		return wrap("commands", err)
+	}
+	var e wire.Encoder
+	s.mu.Lock()
+	e.Uvarint(uint64(len(s.commands)))
+	for id, c := range s.commands {
+		e.Uvarint(id)
+		e.Bool(c.tty != nil)
+		e.Bool(c.input != nil && c.input.open())
+	}
+	s.mu.Unlock()
+	return out.WriteFrame(frameCommands, e.Encoded())
+}
+
+// register makes a command known until forget.
+func (s *Server) register(c *command) (id uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lastID++
+	s.commands[s.lastID] = c
+	return s.lastID
+}
+
+func (s *Server) forget(id uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.commands, id)
+}
+
+// Keep has the commands that run outlive the session in which they were asked
+// for, which is about to be cut: the machine is a copy, and has another host. What
+// they say waits for one that resumes them.
+func (s *Server) Keep() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.commands {
+		c.keep()
+	}
 }
 
 // past is a deadline that interrupts.
@@ -151,14 +224,25 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// obey does what the host says while the command runs. When the stream ends
-// before that, the command is ended.
-func (c *command) obey(in *wire.FrameReader) {
+// obey does what the host says. When the stream ends before the command, that is
+// ended, unless it is kept for another host.
+func (c *command) obey(in *wire.FrameReader, out *wire.FrameWriter) {
+	if !c.obeyRules(in) {
+		c.distrust()
+		c.terminate(unix.SIGHUP)
+		return
+	}
+	if c.end(out) {
+		c.terminate(unix.SIGHUP)
+	}
+}
+
+// obeyRules returns at the stream's end, or false when the host broke the rules.
+func (c *command) obeyRules(in *wire.FrameReader) bool {
 	for {
 		kind, payload, err := in.Next(wire.MaxData)
 		if err != nil {
-			c.terminate(unix.SIGHUP)
-			return
+			return true
 		}
 		d := wire.NewDecoder(payload)
 		switch kind {
@@ -191,8 +275,7 @@ func (c *command) obey(in *wire.FrameReader) {
 			d.Fail(errors.New("unknown frame"))
 		}
 		if d.Done() != nil {
-			c.terminate(unix.SIGHUP)
-			return
+			return false
 		}
 	}
 }

@@ -92,17 +92,17 @@ func TestHostileGuest(t *testing.T) {
 		"hangs up":              {"exec", nil, "EOF"},
 		"exit before start":     {"exec", frames(frameExit, good), "impossible answer"},
 		"output before start":   {"exec", frames(frameStdout, "x"), "impossible answer"},
-		"started twice":         {"exec", frames(frameStarted, "\x01", frameStarted, "\x01"), "impossible answer"},
+		"started twice":         {"exec", frames(frameStarted, "\x01\x01", frameStarted, "\x01\x01"), "impossible answer"},
 		"no pid":                {"exec", frames(frameStarted, ""), "impossible answer"},
-		"impossible pid":        {"exec", frames(frameStarted, "\xff\xff\xff\xff\x7f"), "impossible answer"},
-		"no exit":               {"exec", frames(frameStarted, "\x01", frameStdout, "x"), "EOF"},
-		"half an exit":          {"exec", frames(frameStarted, "\x01", frameExit, good[:1]), "too early"},
-		"status 256":            {"exec", frames(frameStarted, "\x01", frameExit, "\x80\x02\x00\x00"), "impossible exit status"},
-		"signal without 128":    {"exec", frames(frameStarted, "\x01", frameExit, "\x01\x09\x00"), "impossible exit status"},
-		"credit from nowhere":   {"exec", frames(frameStarted, "\x01", frameStdinTaken, "\xff\xff\x7f"), "impossible answer"},
-		"unknown frame":         {"exec", frames(frameStarted, "\x01", 200, ""), "impossible answer"},
-		"large frame":           {"exec", append(frames(frameStarted, "\x01"), frameStdout, 0, 1, 0, 1), "at most"},
-		"failure after start":   {"exec", frames(frameStarted, "\x01", frameFailed, "\x00\x01x"), "x"},
+		"impossible pid":        {"exec", frames(frameStarted, "\xff\xff\xff\xff\x7f\x01"), "impossible answer"},
+		"no exit":               {"exec", frames(frameStarted, "\x01\x01", frameStdout, "x"), "EOF"},
+		"half an exit":          {"exec", frames(frameStarted, "\x01\x01", frameExit, good[:1]), "too early"},
+		"status 256":            {"exec", frames(frameStarted, "\x01\x01", frameExit, "\x80\x02\x00\x00"), "impossible exit status"},
+		"signal without 128":    {"exec", frames(frameStarted, "\x01\x01", frameExit, "\x01\x09\x00"), "impossible exit status"},
+		"credit from nowhere":   {"exec", frames(frameStarted, "\x01\x01", frameStdinTaken, "\xff\xff\x7f"), "impossible answer"},
+		"unknown frame":         {"exec", frames(frameStarted, "\x01\x01", 200, ""), "impossible answer"},
+		"large frame":           {"exec", append(frames(frameStarted, "\x01\x01"), frameStdout, 0, 1, 0, 1), "at most"},
+		"failure after start":   {"exec", frames(frameStarted, "\x01\x01", frameFailed, "\x00\x01x"), "x"},
 		"malformed failure":     {"exec", frames(frameFailed, "\x00\xff"), "guest's error"},
 		"failure for a screen":  {"exec", frames(frameFailed, "\x00\x05\x1b[2J\n"), "\uFFFD[2J\uFFFD"},
 		"write: other answer":   {"write", frames(frameData, "x"), "impossible answer"},
@@ -200,7 +200,7 @@ func TestEndlessAnswers(t *testing.T) {
 		request      string
 		first, again []byte
 	}{
-		"output":    {"exec", frames(frameStarted, "\x01"), frames(frameStdout, data)},
+		"output":    {"exec", frames(frameStarted, "\x01\x01"), frames(frameStdout, data)},
 		"endless":   {"read", frames(frameInfo, info(0)), frames(frameData, data)},
 		"too large": {"read", frames(frameInfo, info(1<<40)), frames(frameData, data)},
 		"entries":   {"list", nil, frames(frameEntries, many)},
@@ -271,7 +271,7 @@ func TestCancelUnheard(t *testing.T) {
 					a, b := net.Pipe()
 					go func() {
 						wire.NewFrameReader(b).Next(wire.MaxRequest)
-						b.Write(frames(frameStarted, "\x01"))
+						b.Write(frames(frameStarted, "\x01\x01"))
 						if drain {
 							io.Copy(io.Discard, b)
 						}
@@ -294,7 +294,7 @@ func TestCancelUnheard(t *testing.T) {
 // FuzzClient: whatever a guest says, every request ends.
 func FuzzClient(f *testing.F) {
 	exit := Exit{Code: 3, Duration: 5}
-	f.Add(frames(frameStarted, "\x01", frameStdout, "out", frameStdinTaken, "\x03", frameStderr, "err", frameExit, string(exit.encode())))
+	f.Add(frames(frameStarted, "\x01\x01", frameStdout, "out", frameStdinTaken, "\x03", frameStderr, "err", frameExit, string(exit.encode())))
 	f.Add(frames(frameInfo, info(3), frameData, "123", frameEnd, ""))
 	f.Add(frames(frameEntries, entry("a")+entry("b"), frameEnd, ""))
 	f.Add(frames(frameFailed, "\x02\x03abc"))

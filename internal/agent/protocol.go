@@ -39,6 +39,8 @@ const (
 	requestRemove               // path, whether with all that is below
 	requestReadTree             // path, whether a symbolic link there is followed
 	requestWriteTree            // path of the folder; then a tree
+	requestRunning              // –
+	requestResume               // id, whether there is an input; then as requestExec
 )
 
 // Frames that follow, host to guest.
@@ -54,7 +56,7 @@ const (
 // Guest to host.
 const (
 	frameFailed      = iota + 32 // code (1), text: the request's end
-	frameStarted                 // pid
+	frameStarted                 // pid, id
 	frameStdout                  // bytes
 	frameStderr                  // bytes
 	frameStdinTaken              // n: the window is n bytes wider
@@ -62,6 +64,7 @@ const (
 	frameExit                    // status, signal, nanoseconds: the request's end
 	frameInfo                    // a file
 	frameEntries                 // files
+	frameCommands                // commands that run
 )
 
 // Both ways: a file's content, and trees. A tree is nodes; data … and a node's end
@@ -81,6 +84,8 @@ const (
 	maxEnv     = 1 << 16
 	maxUser    = 256
 	maxMessage = 4096
+
+	maxCommands = 1 << 16 // that run at once
 
 	maxListed      = 1 << 20 // entries of one folder
 	maxListedBytes = 64 << 20
@@ -168,6 +173,13 @@ func checkPath(p string) error {
 		return pathError("path", p, errNUL)
 	}
 	return nil
+}
+
+func encodeStarted(pid int, id uint64) []byte {
+	var e wire.Encoder
+	e.Uvarint(uint64(pid))
+	e.Uvarint(id)
+	return e.Encoded()
 }
 
 // An Exit is how a command ended.

@@ -22,14 +22,16 @@ type Server struct {
 	end     context.CancelFunc
 	serving sync.WaitGroup
 
-	mu  sync.Mutex
-	env map[string]string
+	mu       sync.Mutex
+	env      map[string]string
+	commands map[uint64]*command // that run, by their ids
+	lastID   uint64
 }
 
 // NewServer returns a server whose commands are started by starter, with env as
 // the lowest layer of their environment.
 func NewServer(starter Starter, env map[string]string) *Server {
-	s := &Server{starter: starter, env: maps.Clone(env)}
+	s := &Server{starter: starter, env: maps.Clone(env), commands: map[uint64]*command{}}
 	if s.env == nil {
 		s.env = make(map[string]string)
 	}
@@ -124,6 +126,10 @@ func (s *Server) ServeConn(conn net.Conn) {
 	switch kind {
 	case requestExec:
 		err = s.exec(conn, in, out, payload)
+	case requestRunning:
+		err = s.running(out, d)
+	case requestResume:
+		err = s.resume(in, out, d)
 	case requestWrite:
 		err = s.writeFile(in, out, d)
 	case requestRead:

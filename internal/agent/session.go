@@ -51,6 +51,7 @@ func (e *CopyError) Unwrap() error { return e.Err }
 type Session struct {
 	call *call
 	pid  int
+	id   uint64
 	tty  bool
 	stop func() bool // detaches the context
 
@@ -85,7 +86,56 @@ func (c *Client) Start(ctx context.Context, cmd Command) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	pid, err := k.started()
+	return k.session(ctx, release, cmd)
+}
+
+// Running is a command that runs in the guest.
+type Running struct {
+	ID    uint64 // see Session.ID
+	TTY   bool   // it has a terminal
+	Stdin bool   // and an input that has not ended
+}
+
+// Commands lists the commands that run in the guest, of all its hosts.
+func (c *Client) Commands(ctx context.Context) ([]Running, error) {
+	k, release, err := c.request(ctx, requestRunning, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer k.conn.Close()
+	defer release()
+	kind, payload, err := k.next()
+	if err == nil && kind != frameCommands {
+		err = errGuest
+	}
+	if err != nil {
+		return nil, cause(ctx, err)
+	}
+	d := wire.NewDecoder(payload)
+	var all []Running
+	for range d.Count(maxCommands) {
+		all = append(all, Running{ID: d.Uvarint(), TTY: d.Bool(), Stdin: d.Bool()})
+	}
+	return all, d.Done()
+}
+
+// Resume takes hold of a command that runs in a copy of the machine in which it
+// was started: see Server.Keep. Of cmd, Stdin, Stdout, Stderr and TTY count, the
+// last as the guest has it; without Stdin the command's input ends.
+func (c *Client) Resume(ctx context.Context, id uint64, cmd Command) (*Session, error) {
+	var e wire.Encoder
+	e.Uvarint(id)
+	e.Bool(cmd.Stdin)
+	k, release, err := c.request(ctx, requestResume, e.Encoded())
+	if err != nil {
+		return nil, err
+	}
+	return k.session(ctx, release, cmd)
+}
+
+// session is what becomes of a request for a command when that runs.
+func (k *call) session(ctx context.Context, release func() bool, cmd Command) (*Session, error) {
+	pid, id, err := k.started()
 	if !release() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -94,7 +144,7 @@ func (c *Client) Start(ctx context.Context, cmd Command) (*Session, error) {
 		return nil, cause(ctx, err)
 	}
 	k.conn.SetDeadline(time.Time{})
-	s := &Session{call: k, pid: pid, tty: cmd.TTY, done: make(chan struct{}), gone: make(chan struct{}), credit: stdinWindow}
+	s := &Session{call: k, pid: pid, id: id, tty: cmd.TTY, done: make(chan struct{}), gone: make(chan struct{}), credit: stdinWindow}
 	s.change.L = &s.mu
 	if !cmd.Stdin {
 		s.stdinErr = errors.New("the command has no input")
@@ -110,22 +160,25 @@ func SameWriter(a, b io.Writer) bool {
 	return a != nil && a == b
 }
 
-// started reads the answer to requestExec.
-func (k *call) started() (pid int, err error) {
+// started reads the answer to requestExec or requestResume.
+func (k *call) started() (pid int, id uint64, err error) {
 	kind, payload, err := k.next()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	d := wire.NewDecoder(payload)
-	n := d.Uvarint()
+	n, id := d.Uvarint(), d.Uvarint()
 	if kind != frameStarted || n > math.MaxInt32 || d.Done() != nil {
-		return 0, errGuest
+		return 0, 0, errGuest
 	}
-	return int(n), nil
+	return int(n), id, nil
 }
 
 // PID is the command's process id in the guest.
 func (s *Session) PID() int { return s.pid }
+
+// ID names the command in the guest, and in copies of it.
+func (s *Session) ID() uint64 { return s.id }
 
 // Wait returns how the command ended, when its output has been written. With a
 // CopyError the Exit is there too; any other error means that it is not known how

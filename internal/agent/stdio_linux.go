@@ -42,6 +42,8 @@ type input struct {
 	mu      sync.Mutex
 	change  sync.Cond
 	queue   []byte
+	host    int  // how many have typed so far
+	others  int  // bytes at the queue's start that another host has typed
 	held    int  // bytes that the host has not been told of as taken, the queue's among them
 	last    byte // typed so far
 	ended   bool // nothing comes after the queue
@@ -76,6 +78,21 @@ func (i *input) end() {
 	i.change.Signal()
 }
 
+// open reports whether there is still something to be typed.
+func (i *input) open() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return !i.ended && !i.stopped
+}
+
+// nextHost has another host type, who knows nothing of what is in the queue.
+func (i *input) nextHost() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.host++
+	i.others, i.held = len(i.queue), 0
+}
+
 // stop drops what the command will not read any more.
 func (i *input) stop() {
 	i.mu.Lock()
@@ -87,7 +104,7 @@ func (i *input) stop() {
 }
 
 // pump writes the queue to the command and tells the host how much it took.
-func (i *input) pump(out *wire.FrameWriter) {
+func (i *input) pump(l *listener) {
 	if i.tty == nil {
 		defer i.file.Close()
 	}
@@ -96,8 +113,8 @@ func (i *input) pump(out *wire.FrameWriter) {
 		for len(i.queue) == 0 && !i.ended && !i.stopped {
 			i.change.Wait()
 		}
-		p := i.queue
-		i.queue = nil
+		p, host, others := i.queue, i.host, i.others
+		i.queue, i.others = nil, 0
 		stopped := i.stopped
 		i.mu.Unlock()
 		if stopped {
@@ -111,16 +128,23 @@ func (i *input) pump(out *wire.FrameWriter) {
 		}
 		if _, err := i.file.Write(p); err != nil {
 			i.stop()
-			out.WriteFrame(frameStdinClosed, nil)
+			l.say(func(out *wire.FrameWriter) error { return out.WriteFrame(frameStdinClosed, nil) })
 			return
 		}
 		i.last = p[len(p)-1]
 		i.mu.Lock()
-		i.held -= len(p)
+		taken := 0 // of what the host has typed
+		if host == i.host {
+			taken = len(p) - others
+		}
+		i.held -= taken
 		i.mu.Unlock()
+		if taken == 0 {
+			continue
+		}
 		var e wire.Encoder
-		e.Uvarint(uint64(len(p)))
-		out.WriteFrame(frameStdinTaken, e.Encoded())
+		e.Uvarint(uint64(taken))
+		l.say(func(out *wire.FrameWriter) error { return out.WriteFrame(frameStdinTaken, e.Encoded()) })
 	}
 }
 
@@ -153,17 +177,20 @@ const leftover = 128 << 10
 // file, or, after a deadline has said that the command has ended, what is there
 // at that time. Then it calls drained, and drops what is written by the
 // children that live on.
-func (s *Server) pump(kind byte, o *output, out *wire.FrameWriter, drained func()) {
+func (s *Server) pump(kind byte, o *output, l *listener, drained func()) {
 	defer o.file.Close()
 	frame := s.buffers.Get().(*[wire.FrameHeader + chunk]byte)
 	space := frame[wire.FrameHeader:]
+	say := func(n int) {
+		// If nobody is there any more the command is ended, but until then it may write.
+		l.say(func(out *wire.FrameWriter) error { return out.WriteFilled(kind, frame[:wire.FrameHeader+n]) })
+	}
 	var err error
 	for err == nil {
 		var n int
 		n, err = o.file.Read(space)
 		if n > 0 {
-			// If nobody is there any more the command is ended, but until then it may write.
-			out.WriteFilled(kind, frame[:wire.FrameHeader+n])
+			say(n)
 		}
 	}
 	alive := errors.Is(err, os.ErrDeadlineExceeded)
@@ -175,7 +202,7 @@ func (s *Server) pump(kind byte, o *output, out *wire.FrameWriter, drained func(
 				alive = errors.Is(err, unix.EAGAIN)
 				break
 			}
-			out.WriteFilled(kind, frame[:wire.FrameHeader+n])
+			say(n)
 			rest -= n
 		}
 	}
