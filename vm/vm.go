@@ -8,9 +8,11 @@ package vm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
+	"os"
 
 	"github.com/matchlock/matchlock/api"
 )
@@ -143,4 +145,35 @@ type Pauser interface {
 
 	// Resume has the guest go on, with its wall clock set.
 	Resume(ctx context.Context) error
+}
+
+// Snapshotter is implemented by machines that can be copied while they run.
+type Snapshotter interface {
+	// Snapshot returns the machine as it is at one moment. For that it stands still,
+	// for a time that what it writes to its memory meanwhile decides, some tens of
+	// milliseconds; it then goes on, with its connections. One that is paused stays
+	// so. It is errors.ErrUnsupported of a machine that writes to a disk which others
+	// can have as well.
+	Snapshot(ctx context.Context) (*Snapshot, error)
+}
+
+// Snapshot is a machine at one moment, as files that do not change any more. How
+// a Backend makes machines that go on from it is the backend's affair.
+type Snapshot struct {
+	Memory *os.File   // as large as the guest's; what is a hole is zeros
+	State  *os.File   // of the processors and devices
+	Disk   []*os.File // that takes the writes to the root: a raw image, and what lies above it
+	// Requires is what must be the same where it goes on, for the backend to compare.
+	Requires json.RawMessage
+}
+
+// Close closes the files.
+func (s *Snapshot) Close() error {
+	var errs []error
+	for _, f := range append([]*os.File{s.Memory, s.State}, s.Disk...) {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -3,8 +3,8 @@
 package guest
 
 import (
-	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,36 +15,51 @@ import (
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
-// identity are the files by which programs find names, hostname(5), hosts(5) and
-// resolv.conf(5), empty and open: what is in them is this guest's own. They lie
-// in memory and are mounted over what the image has there, as container runtimes
-// do it: a disk that is written to for the first time has a long way to go.
-type identity struct{ hostname, hosts, resolv *os.File }
+// identity are the files by which programs find names and tell machines apart,
+// hostname(5), hosts(5), resolv.conf(5) and machine-id(5), empty and open: what is
+// in them is this guest's own. They lie in memory and are mounted over what the
+// image has there, as container runtimes do it: a disk that is written to for the
+// first time has a long way to go.
+type identity struct {
+	hostname, hosts, resolv, machineID *os.File
+	bootID                             *os.File // in a copy: over the kernel's, which is that of the other
+}
 
 // identityDir is where the files are made. It is gone when they are in place.
 const identityDir = "/run/matchlock"
 
 // makeIdentity makes the files.
 func makeIdentity() (id identity, err error) {
-	if err := (mount{"tmpfs", identityDir, "tmpfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=755,size=1m"}).do(); err != nil {
-		return id, err
-	}
-	for name, file := range map[string]**os.File{"hostname": &id.hostname, "hosts": &id.hosts, "resolv.conf": &id.resolv} {
-		made, place := filepath.Join(identityDir, name), filepath.Join("/etc", name)
-		if *file, err = os.OpenFile(made, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
-			return id, err
-		}
+	for place, file := range map[string]**os.File{"/etc/hostname": &id.hostname, "/etc/hosts": &id.hosts, "/etc/resolv.conf": &id.resolv, "/etc/machine-id": &id.machineID} {
 		if err := makePlace(place); err != nil {
 			return id, err
 		}
-		if err := unix.Mount(made, place, "", unix.MS_BIND, ""); err != nil {
-			return id, fmt.Errorf("mount %s: %w", place, err)
+		if *file, err = id.mountFile(place); err != nil {
+			return id, err
 		}
 	}
-	if err := unix.Unmount(identityDir, unix.MNT_DETACH); err != nil {
-		return id, fmt.Errorf("unmount %s: %w", identityDir, err)
+	return id, nil
+}
+
+// mountFile mounts an empty file in memory over the one at place.
+func (identity) mountFile(place string) (*os.File, error) {
+	if err := (mount{"tmpfs", identityDir, "tmpfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=755,size=256k"}).do(); err != nil {
+		return nil, err
 	}
-	return id, os.Remove(identityDir)
+	made := filepath.Join(identityDir, filepath.Base(place))
+	file, err := os.OpenFile(made, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	if err == nil {
+		if err = unix.Mount(made, place, "", unix.MS_BIND, ""); err != nil {
+			err = fmt.Errorf("mount %s: %w", place, err)
+		}
+	}
+	if gone := unix.Unmount(identityDir, unix.MNT_DETACH); err == nil && gone != nil {
+		err = fmt.Errorf("unmount %s: %w", identityDir, gone)
+	}
+	if err == nil {
+		err = os.Remove(identityDir)
+	}
+	return file, err
 }
 
 // makePlace makes sure that a file can be mounted over what is at path. What is
@@ -66,21 +81,13 @@ func makePlace(path string) error {
 	return f.Close()
 }
 
-// write names the guest and fills in the files. That of hosts stays open: see
-// addHosts.
-func (id identity) write(p wire.Params, hosts []api.HostIPMapping) error {
-	hostname := p.Hostname
-	if hostname == "" {
-		hostname = "localhost"
-	}
+// write names the guest and fills in the files. All stay open, for renew.
+func (id identity) write(p wire.Params, machineID string, hosts []api.HostIPMapping) error {
+	hostname := hostnameOf(p)
 	if err := unix.Sethostname([]byte(hostname)); err != nil {
 		return fmt.Errorf("hostname: %w", err)
 	}
-	own := "127.0.1.1"
-	if p.Address.IsValid() {
-		own = p.Address.Addr().String()
-	}
-	if _, err := id.hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" + own + "\t" + hostname + "\n"); err != nil {
+	if _, err := id.hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" + ownLine(p, hostname)); err != nil {
 		return err
 	}
 	if err := id.addHosts(hosts); err != nil {
@@ -92,13 +99,84 @@ func (id identity) write(p wire.Params, hosts []api.HostIPMapping) error {
 			resolv.WriteString("nameserver " + server.String() + "\n")
 		}
 	}
-	return errors.Join(fill(id.hostname, hostname+"\n"), fill(id.resolv, resolv.String()))
+	for file, content := range map[*os.File]string{id.hostname: hostname + "\n", id.resolv: resolv.String(), id.machineID: machineID + "\n"} {
+		if _, err := file.WriteString(content); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// fill writes a file that is empty, and closes it.
-func fill(file *os.File, content string) error {
+func hostnameOf(p wire.Params) string {
+	if p.Hostname == "" {
+		return "localhost"
+	}
+	return p.Hostname
+}
+
+// ownLine is the guest's own line of the hosts file.
+func ownLine(p wire.Params, hostname string) string {
+	own := "127.0.1.1"
+	if p.Address.IsValid() {
+		own = p.Address.Addr().String()
+	}
+	return own + "\t" + hostname + "\n"
+}
+
+// bootIDPath is where the kernel tells by which no two boots are the same. It is
+// made when somebody reads it first: copies of a machine in which that was done
+// have the same.
+const bootIDPath = "/proc/sys/kernel/random/boot_id"
+
+// renew gives a copy a name, a machine id and a boot id of its own. What user code
+// has written into the files stays, but for the guest's own line in that of hosts.
+func (id *identity) renew(p *wire.Params, hostname, machineID string) (err error) {
+	before := *p
+	p.Hostname = hostname
+	if err := unix.Sethostname([]byte(hostnameOf(*p))); err != nil {
+		return fmt.Errorf("hostname: %w", err)
+	}
+	hosts, err := readAll(id.hosts)
+	if err != nil {
+		return err
+	}
+	hosts = strings.Replace(hosts, ownLine(before, hostnameOf(before)), ownLine(*p, hostnameOf(*p)), 1)
+	if id.bootID == nil {
+		if id.bootID, err = id.mountFile(bootIDPath); err != nil {
+			return err
+		}
+	}
+	bootID, err := os.ReadFile("/proc/sys/kernel/random/uuid") // of the generator that has new entropy
+	if err != nil {
+		return err
+	}
+	for file, content := range map[*os.File]string{id.hosts: hosts, id.hostname: hostnameOf(*p) + "\n", id.machineID: machineID + "\n", id.bootID: string(bootID)} {
+		if err := replace(file, content); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxHosts bounds what is read of a hosts file that user code can write.
+const maxHosts = 1 << 20
+
+func readAll(file *os.File) (string, error) {
+	content, err := io.ReadAll(io.NewSectionReader(file, 0, maxHosts))
+	return string(content), err
+}
+
+// replace makes content all that is in the file. What is written to it later
+// follows.
+func replace(file *os.File, content string) error {
+	if err := file.Truncate(0); err != nil {
+		return err
+	}
+	if _, err := file.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
 	_, err := file.WriteString(content)
-	return errors.Join(err, file.Close())
+	return err
 }
 
 func (id identity) addHosts(hosts []api.HostIPMapping) error {

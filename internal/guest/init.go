@@ -77,11 +77,14 @@ type guest struct {
 	server   *agent.Server
 	identity identity
 	random   *os.File // the kernel's generator, for writing
+	freezer  freezer
 
-	isPrepared, isSetUp, isBooted bool
+	isPrepared, isSetUp, isBooted, isCopy bool
 
-	mu   sync.Mutex
-	data *port // while open
+	mu       sync.Mutex
+	data     *port         // while open
+	epoch    uint64        // of the session on it
+	reopened chan struct{} // closed when the port is open again; nil: nobody waits for it
 }
 
 // loadModules loads the modules of a folder in the order of their names, which
@@ -123,6 +126,9 @@ func loadModule(path string) error {
 // Prepared implements agent.ControlHandler.
 func (g *guest) Prepared() bool { return g.isPrepared }
 
+// IsSetUp implements agent.ControlHandler.
+func (g *guest) IsSetUp() bool { return g.isSetUp }
+
 // Prepare implements agent.ControlHandler: all that is the same in every sandbox
 // of one image and shape. It makes nothing that must differ between two of them,
 // and no byte of the image is executed: the machine may become a template.
@@ -144,6 +150,9 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	}
 	g.starter = newStarter()
 	if g.starter.cgroup, err = makeCgroup(params.CPUs); err != nil {
+		return err
+	}
+	if g.freezer, err = openFreezer(g.starter.cgroup); err != nil {
 		return err
 	}
 	if err := enterRoot(params); err != nil {
@@ -196,7 +205,7 @@ func (g *guest) Setup(s *agent.Setup) error {
 	if err := configureNetwork(params); err != nil {
 		return err
 	}
-	if err := g.identity.write(params, s.Hosts); err != nil {
+	if err := g.identity.write(params, s.MachineID, s.Hosts); err != nil {
 		return err
 	}
 	if err := mountDisks(params.Disks, g.devices); err != nil {
@@ -206,8 +215,35 @@ func (g *guest) Setup(s *agent.Setup) error {
 	return nil
 }
 
+// Renew implements agent.ControlHandler. The machine is a copy of one in which
+// user code ran, which stands still until all of this is done.
+func (g *guest) Renew(s *agent.Setup) error {
+	if !g.isSetUp {
+		return errors.New("not set up, so there is nothing to be renewed")
+	}
+	if !g.freezer.frozen() {
+		return errors.New("user code runs")
+	}
+	g.isBooted, g.isCopy = false, true
+	if err := setClock(s.Time); err != nil {
+		return err
+	}
+	if err := addEntropy(g.random, s.Entropy); err != nil {
+		return err
+	}
+	return g.identity.renew(&g.params, s.Hostname, s.MachineID)
+}
+
+// Freeze implements agent.ControlHandler.
+func (g *guest) Freeze() error { return g.freezer.freeze() }
+
+// Thaw implements agent.ControlHandler.
+func (g *guest) Thaw(t time.Time) error {
+	return errors.Join(setClock(t), g.freezer.thaw())
+}
+
 // Boot implements agent.ControlHandler: what the sandbox adds, before any user
-// code.
+// code. In a copy, whose user code has its limits and mounts, that goes on then.
 func (g *guest) Boot(b *api.BootData) error {
 	if !g.isSetUp || g.isBooted {
 		return errors.New("not set up, or booted before")
@@ -215,6 +251,10 @@ func (g *guest) Boot(b *api.BootData) error {
 	g.isBooted = true
 	if err := g.identity.addHosts(b.Hosts); err != nil {
 		return err
+	}
+	if g.isCopy {
+		g.server.AddEnv(b.Env)
+		return g.freezer.thaw()
 	}
 	if err := mountTmpfs(b.Tmpfs, b.ShmSize); err != nil {
 		return err
@@ -255,14 +295,19 @@ func (g *guest) confine(c api.Confinement) error {
 func (g *guest) SetClock(t time.Time) error { return setClock(t) }
 
 // Reset implements agent.ControlHandler: whoever is at the other end of the
-// data port now, nothing of what was said before reaches them.
+// data port now, nothing of what was said before reaches them. Commands go on.
 func (g *guest) Reset(epoch uint64) error {
+	g.server.Keep()
+	reopened := make(chan struct{})
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.data == nil {
-		return nil
+	g.epoch, g.reopened = epoch, reopened
+	err := g.data.Close()
+	g.mu.Unlock()
+	if err != nil && !errors.Is(err, os.ErrClosed) { // it may be between two sessions
+		return err
 	}
-	return g.data.Close()
+	<-reopened
+	return nil
 }
 
 // PowerOff implements agent.ControlHandler. Nothing is left to answer with.
@@ -348,9 +393,14 @@ func (g *guest) serveData(opened func()) {
 		}
 		g.mu.Lock()
 		g.data = data
+		epoch := g.epoch
+		if g.reopened != nil {
+			close(g.reopened)
+			g.reopened = nil
+		}
 		g.mu.Unlock()
 		opened()
-		mux, err := wire.NewGuestMux(context.Background(), data, 0)
+		mux, err := wire.NewGuestMux(context.Background(), data, epoch)
 		if err == nil {
 			g.server.Serve(mux)
 			mux.Close()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -43,6 +44,7 @@ type Config struct {
 	vm.VMConfig
 	Params wire.Params // what of it the guest must know
 	VCPUs  int         // ceil(CPUs)
+	Epoch  uint64      // of the data port's session where that is not the guest's first
 }
 
 // Resolve validates config, reporting every fault at once, and fills in the
@@ -57,6 +59,7 @@ func Resolve(config *vm.VMConfig) (*Config, error) {
 		return nil, err
 	}
 	c.VCPUs = int(math.Ceil(c.CPUs))
+	c.Epoch = rand.Uint64()
 	c.Params = c.params()
 	// The guest reads the text form; what it would refuse is refused here.
 	if _, err := wire.ParseParams(wire.Params{}, c.Params.String()); err != nil {

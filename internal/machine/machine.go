@@ -7,6 +7,8 @@ package machine
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -76,6 +78,13 @@ type Pauser interface {
 	Resume(ctx context.Context) error
 }
 
+// A Snapshotter is a Hypervisor that can copy its guest while that runs.
+type Snapshotter interface {
+	// Snapshot calls hold when all is done that can be done while the guest runs, and
+	// release when it runs again. Of a guest that is paused it does neither.
+	Snapshot(ctx context.Context, paused bool, hold func(context.Context) (release func() error, err error)) (*vm.Snapshot, error)
+}
+
 // A Counter is a Hypervisor that may translate its guest's code, and counts how
 // much: a measure of what the guest has run for the first time, which other work
 // on the host does not change.
@@ -94,8 +103,8 @@ const (
 	entropyBytes  = 64               // twice the pool of the kernel's generator
 )
 
-// Machine is a vm.Machine, vm.InteractiveMachine, vm.VsockDialer, vm.Booter and
-// vm.Pauser.
+// Machine is a vm.Machine, vm.InteractiveMachine, vm.VsockDialer, vm.Booter,
+// vm.Pauser and vm.Snapshotter.
 type Machine struct {
 	config  *Config
 	hv      Hypervisor
@@ -122,8 +131,9 @@ type Machine struct {
 	clockSet time.Time // when the guest's clock was last set
 	execs    atomic.Int64
 
-	pausing sync.Mutex // held by Pause and Resume
+	pausing sync.Mutex // held by Pause, Resume and Snapshot
 	paused  atomic.Bool
+	held    atomic.Bool // it goes on from a snapshot, and Boot has not been called
 }
 
 var (
@@ -131,6 +141,7 @@ var (
 	_ vm.VsockDialer        = (*Machine)(nil)
 	_ vm.Booter             = (*Machine)(nil)
 	_ vm.Pauser             = (*Machine)(nil)
+	_ vm.Snapshotter        = (*Machine)(nil)
 )
 
 // New makes a machine that is not yet started. It takes over hv and link, the
@@ -187,11 +198,12 @@ func (m *Machine) setUp(ctx context.Context) error {
 	}
 	params := m.config.Params
 	setup := agent.Setup{
-		Hostname: params.Hostname,
-		Env:      m.config.Env,
-		Hosts:    m.config.AddHosts,
-		Entropy:  make([]byte, entropyBytes),
-		Time:     time.Now(),
+		Hostname:  params.Hostname,
+		MachineID: machineID(m.config.ID),
+		Env:       m.config.Env,
+		Hosts:     m.config.AddHosts,
+		Entropy:   make([]byte, entropyBytes),
+		Time:      time.Now(),
 	}
 	if !params.NoNetwork || len(params.Disks) > 0 {
 		setup.Params = params.String()
@@ -199,12 +211,34 @@ func (m *Machine) setUp(ctx context.Context) error {
 	rand.Read(setup.Entropy)
 	setupCtx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
-	if err := m.control.Setup(setupCtx, setup); err != nil {
+	if hello.SetUp {
+		err = m.renew(setupCtx, setup)
+	} else {
+		err = m.control.Setup(setupCtx, setup)
+	}
+	if err != nil {
 		return fmt.Errorf("guest set-up: %w", err)
 	}
 	m.clockSet = setup.Time
 	m.serving.Go(m.keepClock)
 	return m.listenVsock()
+}
+
+// renew makes a guest that goes on from a snapshot another one, with a session of
+// its own. Its user code stands still until Boot.
+func (m *Machine) renew(ctx context.Context, setup agent.Setup) error {
+	m.held.Store(true)
+	if err := m.control.Renew(ctx, setup); err != nil {
+		return err
+	}
+	return m.control.Reset(ctx, m.config.Epoch)
+}
+
+// machineID is the guest's, as machine-id(5) has it: the same each time that the
+// machine starts, and no other's as long as their names differ.
+func machineID(id string) string {
+	sum := sha256.Sum256([]byte("matchlock machine-id " + id))
+	return hex.EncodeToString(sum[:16])
 }
 
 // prepare has the guest do what is the same in all guests of its shape, and lets
@@ -326,6 +360,9 @@ func run[T any](ctx context.Context, m *Machine, call func(context.Context) (T, 
 // beginExec prepares for user code: from here on Boot is refused, and the
 // guest's clock is right. The caller counts m.execs down again at the end.
 func (m *Machine) beginExec(ctx context.Context) error {
+	if m.held.Load() {
+		return errors.New("exec: the machine goes on from a snapshot, and Boot comes first")
+	}
 	m.mu.Lock()
 	m.executed = true
 	m.mu.Unlock()
@@ -380,7 +417,11 @@ func (m *Machine) Boot(ctx context.Context, data *api.BootData) error {
 		if err := m.beginBoot(); err != nil {
 			return err
 		}
-		return m.control.Boot(ctx, data)
+		if err := m.control.Boot(ctx, data); err != nil {
+			return err
+		}
+		m.held.Store(false)
+		return nil
 	})
 }
 
@@ -416,7 +457,7 @@ func checkBootData(data *api.BootData) error {
 func (m *Machine) setClock(ctx context.Context) error {
 	m.clockMu.Lock()
 	defer m.clockMu.Unlock()
-	if time.Since(m.clockSet) < clockInterval {
+	if time.Since(m.clockSet) < clockInterval || m.paused.Load() {
 		return nil
 	}
 	now := time.Now()
@@ -437,7 +478,7 @@ func (m *Machine) keepClock() {
 		case <-m.life.Done():
 			return
 		case <-tick.C:
-			if m.execs.Load() > 0 && !m.paused.Load() {
+			if m.execs.Load() > 0 {
 				ctx, cancel := context.WithTimeout(m.life, clockInterval)
 				m.setClock(ctx) // the next tick tries again, and a dead guest has ended life
 				cancel()
@@ -521,17 +562,31 @@ func (c *agentConn) CloseWrite() error {
 	return c.Close()
 }
 
-// Pause implements vm.Pauser.
+// Pause implements vm.Pauser. User code comes to a halt first, so that what stands
+// still can be copied.
 func (m *Machine) Pause(ctx context.Context) error {
-	return m.pause(ctx, true, Pauser.Pause)
+	return m.pause(ctx, true, func(hv Pauser) error {
+		if err := m.control.Freeze(ctx); err != nil {
+			return err
+		}
+		if err := hv.Pause(ctx); err != nil {
+			return errors.Join(err, m.thaw(ctx))
+		}
+		return nil
+	})
 }
 
 // Resume implements vm.Pauser.
 func (m *Machine) Resume(ctx context.Context) error {
-	return m.pause(ctx, false, Pauser.Resume)
+	return m.pause(ctx, false, func(hv Pauser) error {
+		if err := hv.Resume(ctx); err != nil {
+			return err
+		}
+		return m.thaw(ctx)
+	})
 }
 
-func (m *Machine) pause(ctx context.Context, paused bool, do func(Pauser, context.Context) error) error {
+func (m *Machine) pause(ctx context.Context, paused bool, do func(Pauser) error) error {
 	hv, ok := m.hv.(Pauser)
 	if !ok {
 		return fmt.Errorf("pause: %w", errors.ErrUnsupported)
@@ -544,17 +599,57 @@ func (m *Machine) pause(ctx context.Context, paused bool, do func(Pauser, contex
 	if m.paused.Load() == paused {
 		return nil
 	}
-	if err := do(hv, ctx); err != nil {
+	m.clockMu.Lock()
+	defer m.clockMu.Unlock()
+	if err := do(hv); err != nil {
 		return m.Explain(ctx, err)
 	}
 	m.paused.Store(paused)
-	if paused {
-		return nil
+	return nil
+}
+
+// thaw has user code go on, with the clock set. The caller holds clockMu.
+func (m *Machine) thaw(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), setupTimeout)
+	defer cancel()
+	now := time.Now()
+	if err := m.control.Thaw(ctx, now); err != nil {
+		return fmt.Errorf("the guest does not go on: %w", err)
 	}
+	m.clockSet = now
+	return nil
+}
+
+// hold has user code stand still, and sees to it that nothing is asked of the guest
+// until release.
+func (m *Machine) hold(ctx context.Context) (release func() error, err error) {
 	m.clockMu.Lock()
-	m.clockSet = time.Time{} // it stood still
-	m.clockMu.Unlock()
-	return m.Explain(ctx, m.setClock(ctx))
+	if err := m.control.Freeze(ctx); err != nil {
+		m.clockMu.Unlock()
+		return nil, err
+	}
+	return func() error {
+		defer m.clockMu.Unlock()
+		return m.thaw(ctx)
+	}, nil
+}
+
+// Snapshot implements vm.Snapshotter.
+func (m *Machine) Snapshot(ctx context.Context) (*vm.Snapshot, error) {
+	hv, ok := m.hv.(Snapshotter)
+	if !ok {
+		return nil, fmt.Errorf("snapshot: %w", errors.ErrUnsupported)
+	}
+	m.pausing.Lock()
+	defer m.pausing.Unlock()
+	if m.life.Err() != nil || !m.running.Load() {
+		return nil, m.notRunning()
+	}
+	if m.held.Load() {
+		return nil, errors.New("snapshot: the machine goes on from one, and Boot comes first")
+	}
+	snapshot, err := hv.Snapshot(ctx, m.paused.Load(), m.hold)
+	return snapshot, m.Explain(ctx, err)
 }
 
 // Accelerator returns what runs the guest and why, "" where that is no question.

@@ -41,6 +41,10 @@ type Options struct {
 	// Image and ImageDigest say of which image the machine is. They are noted in a
 	// template, for people to read.
 	Image, ImageDigest string
+	// Snapshot, unless nil, is what the machine goes on from in the place of a boot:
+	// the backend makes its upper then, and Boot is not called. It stays the caller's,
+	// until Create returns.
+	Snapshot *vm.Snapshot
 	// Warm, unless nil, is told when a machine has begun as a copy of a template
 	// (made is false), when one was made of it, or why none was. It hears nothing of
 	// a machine that is not to be a copy.
@@ -107,7 +111,8 @@ func (b *Backend) acquire(ctx context.Context, h *hypervisor) (link *os.File, ro
 	if h.path, err = findQEMU(); err != nil {
 		return nil, "", err
 	}
-	if err := checkVersion(ctx, h.path, b.options.CacheDir); err != nil {
+	version, err := checkVersion(ctx, h.path, b.options.CacheDir)
+	if err != nil {
 		return nil, "", err
 	}
 	if h.accel, err = chooseAccel(ctx, b.options.Accel, b.options.CacheDir); err != nil {
@@ -119,10 +124,15 @@ func (b *Backend) acquire(ctx context.Context, h *hypervisor) (link *os.File, ro
 			return nil, "", err
 		}
 	}
-	if h.boot, err = b.options.Boot(ctx, h.config.KernelPath); err != nil {
+	if err := h.require(version); err != nil {
 		return nil, "", err
 	}
-	if err := b.makeUpper(ctx, h); err != nil {
+	if b.options.Snapshot != nil {
+		err = h.takeSnapshot(b.options.Snapshot)
+	} else if h.boot, err = b.options.Boot(ctx, h.config.KernelPath); err == nil {
+		err = b.makeUpper(ctx, h)
+	}
+	if err != nil {
 		return nil, "", err
 	}
 	if h.dir, err = os.MkdirTemp(b.options.RunDir, "vm-"); err != nil {
@@ -170,9 +180,14 @@ func (b *Backend) makeUpper(ctx context.Context, h *hypervisor) (err error) {
 // takes the root's writes.
 func (h *hypervisor) openDisks() (rootfs string, err error) {
 	c := h.config
-	add := func(serial, path string, readOnly, scratch bool) error {
-		d := blockDevice{serial: serial, readOnly: readOnly, scratch: scratch}
-		d.image, err = openImage(path, readOnly)
+	add := func(serial, path string, readOnly, scratch bool) (err error) {
+		d := blockDevice{index: len(h.disks), serial: serial, readOnly: readOnly, scratch: scratch}
+		if serial == wire.UpperSerial {
+			d.layers, err = openLayers(path)
+		} else {
+			d.layers = []diskLayer{{path: path}}
+			d.layers[0].file, err = openImage(path, readOnly)
+		}
 		if err != nil {
 			return fmt.Errorf("disk %s: %w", serial, err)
 		}

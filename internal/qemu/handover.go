@@ -18,8 +18,8 @@ import (
 // Under TCG the process that has booted a guest keeps what only the boot
 // needed: the translation of code that never runs again and the kernel's
 // image, 80 of its 120 MB. So a fresh process takes over. The guest's memory is
-// a file that both map; the state of its devices, some kilobytes, goes through
-// a pipe; and the guest stands still for 60 ms. With the cache of translations
+// taken out into a file; the state of its devices, some kilobytes, goes through
+// a pipe; and the guest stands still for 100 ms. With the cache of translations
 // empty, it can be large.
 //
 // This is also where a template is made: the process that takes over is then
@@ -38,7 +38,7 @@ func (h *hypervisor) replaceInstance(ctx context.Context) (fresh bool, err error
 	h.mu.Lock()
 	old := h.current
 	h.mu.Unlock()
-	state, err := old.save(ctx)
+	memory, state, err := h.takeOut(ctx, old)
 	if err != nil {
 		// Nothing is lost but memory: the old process goes on, if it can.
 		h.log.Warn("the guest stays with the process that booted it", "error", err)
@@ -50,27 +50,46 @@ func (h *hypervisor) replaceInstance(ctx context.Context) (fresh bool, err error
 	defer state.Close()
 	var t *template
 	if h.copyable {
-		t = h.makeTemplate(state)
+		t = h.makeTemplate(memory, state)
 	}
 	if h.accel.Name != accelTCG {
 		// Its process keeps nothing that is worth a change.
 		if t != nil {
 			t.close()
 		}
-		return false, old.qmp.Execute(ctx, "cont", nil, nil, nil)
+		return false, errors.Join(memory.Close(), old.qmp.Execute(ctx, "cont", nil, nil, nil))
 	}
+	h.memory.Close()
+	h.memory = memory
 	if t != nil {
-		h.memory.Close()
-		h.template, h.memory, h.private = t, t.memory, true
+		memory.Close()
+		h.template, h.memory = t, t.memory
 	}
 	return true, h.handOver(ctx, old, state)
 }
 
+// takeOut stops the guest and returns its memory and the state of its devices.
+// After an error it runs on.
+func (h *hypervisor) takeOut(ctx context.Context, i *instance) (memory, state *os.File, err error) {
+	s, err := h.beginSaving(ctx, i)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer s.close()
+	if err = s.pause(ctx); err == nil {
+		memory, state, err = s.take()
+	}
+	if err != nil {
+		err = errors.Join(err, s.resume(ctx))
+	}
+	return memory, state, err
+}
+
 // makeTemplate makes a template of the guest, which stands still. Without one,
 // nil, all goes on as it would have.
-func (h *hypervisor) makeTemplate(state *os.File) *template {
+func (h *hypervisor) makeTemplate(memory, state *os.File) *template {
 	began := time.Now()
-	t, err := makeTemplate(h.templates, h.shape, h.origin, h.memory, state, h.upper().image)
+	t, err := makeTemplate(h.templates, h.shape, h.origin, memory, state, h.upper().top().file)
 	h.warm(err == nil, err)
 	if err != nil {
 		if !errors.Is(err, ErrTemplateBeingMade) {
@@ -95,38 +114,6 @@ func (h *hypervisor) pruneTemplates() {
 	})
 }
 
-// stateSet is the descriptor set through which QEMU writes the devices' state.
-const stateSet = 900
-
-// save stops the guest and returns the state of its devices. After an error the
-// guest runs on.
-func (i *instance) save(ctx context.Context) (state *os.File, err error) {
-	if state, err = memoryFile("device-state"); err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, i.qmp.Execute(ctx, "cont", nil, nil, nil), state.Close())
-		}
-	}()
-	writer, err := reopen(state, os.O_WRONLY)
-	if err != nil {
-		return state, err
-	}
-	defer writer.Close()
-	if err := i.qmp.Execute(ctx, "add-fd", map[string]any{"fdset-id": stateSet}, writer, nil); err != nil {
-		return state, err
-	}
-	if err := i.qmp.Execute(ctx, "stop", nil, nil, nil); err != nil {
-		return state, err
-	}
-	// In spite of its name it serves any machine: the state of all devices, without
-	// the memory. Live would leave the disks unsaved.
-	return state, i.qmp.Execute(ctx, "xen-save-devices-state", map[string]any{
-		"filename": fmt.Sprintf("/dev/fdset/%d", stateSet), "live": false,
-	}, nil, nil)
-}
-
 // handOver ends the old process and has a fresh one go on from state.
 func (h *hypervisor) handOver(ctx context.Context, old *instance, state *os.File) error {
 	h.mu.Lock()
@@ -147,19 +134,30 @@ func (h *hypervisor) handOver(ctx context.Context, old *instance, state *os.File
 	if err := i.load(ctx, io.NewSectionReader(state, 0, maxState)); err != nil {
 		return fmt.Errorf("the guest's devices: %w", err)
 	}
-	return i.connectGuest(ctx, h.dir)
+	return i.connectGuest(ctx, h.dir, true)
 }
 
 // startCopy begins as a copy of the template. After an error nothing runs.
 func (h *hypervisor) startCopy(ctx context.Context) error {
-	h.memory, h.private = h.template.memory, true
+	h.memory = h.template.memory
+	if err := h.goOnFrom(ctx, bytes.NewReader(h.template.state)); err != nil {
+		return err
+	}
+	h.warm(false, nil)
+	h.log.Info("the guest begins as a copy of a template", "template", filepath.Base(h.template.dir))
+	return nil
+}
+
+// goOnFrom starts a process whose guest goes on from its memory and a state. After
+// an error nothing runs.
+func (h *hypervisor) goOnFrom(ctx context.Context, state io.Reader) error {
 	i, err := h.startInstance(ctx, resumes, true)
 	if err != nil {
 		return err
 	}
-	err = i.load(ctx, bytes.NewReader(h.template.state))
+	err = i.load(ctx, state)
 	if err == nil {
-		err = i.connectGuest(ctx, h.dir)
+		err = i.connectGuest(ctx, h.dir, h.snapshot == nil)
 	}
 	h.mu.Lock()
 	over := i.process.over()
@@ -173,8 +171,6 @@ func (h *hypervisor) startCopy(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, h.drop(i))
 	}
-	h.warm(false, nil)
-	h.log.Info("the guest begins as a copy of a template", "template", filepath.Base(h.template.dir))
 	return nil
 }
 
@@ -182,16 +178,16 @@ func (h *hypervisor) startCopy(ctx context.Context) error {
 func (h *hypervisor) forgetTemplate(ctx context.Context) error {
 	h.template.close()
 	err := removeTemplate(h.template.dir)
-	h.template, h.memory, h.private = nil, nil, false
+	h.template, h.memory = nil, nil
 	if err != nil {
 		h.log.Warn("removing a template", "error", err)
 	}
 	upper := h.upper()
 	path := h.config.OverlayUpperPath
-	if err := errors.Join(upper.image.Close(), os.Remove(path), h.scratch(ctx)); err != nil {
+	if err := errors.Join(closeLayers(upper.layers), os.Remove(path), h.scratch(ctx)); err != nil {
 		return err
 	}
-	upper.image, err = openImage(path, false)
+	upper.layers, err = openLayers(path)
 	return err
 }
 

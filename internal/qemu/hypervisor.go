@@ -16,6 +16,7 @@ import (
 	"github.com/matchlock/matchlock/internal/hostfs"
 	"github.com/matchlock/matchlock/internal/machine"
 	"github.com/matchlock/matchlock/internal/wire"
+	"github.com/matchlock/matchlock/vm"
 )
 
 // hypervisor is a machine.Hypervisor: what a machine is made of, and the QEMU
@@ -37,14 +38,15 @@ type hypervisor struct {
 	warm              func(made bool, err error)  // see Options.Warm
 	scratch           func(context.Context) error // makes the upper, if it is to be made
 	template          *template                   // that the machine is a copy of; nil: of none
+	snapshot          *vm.Snapshot                // that it goes on from; nil: from none
+	needs             requirements                // of a snapshot of the machine
 	dir               string                      // private; sockets until they are connected, and the root's copy
 	console           *console
 	disks             []blockDevice
 	link              *os.File // the guest's end; nil: no network
 
 	startOnce sync.Once
-	memory    *os.File   // the guest's, or the template's
-	private   bool       // the guest's own is what it has written
+	memory    *os.File   // what the guest's memory began as; the guest's own is what it has written
 	answered  bool       // the guest has said something; guarded by mu
 	monitor   *os.File   // listening socket for a person; nil: none
 	settling  sync.Mutex // held while one process takes over from another
@@ -65,6 +67,7 @@ var (
 	_ machine.Narrator    = (*hypervisor)(nil)
 	_ machine.Settler     = (*hypervisor)(nil)
 	_ machine.Pauser      = (*hypervisor)(nil)
+	_ machine.Snapshotter = (*hypervisor)(nil)
 	_ machine.Accelerated = (*hypervisor)(nil)
 	_ machine.Counter     = (*hypervisor)(nil)
 )
@@ -96,6 +99,9 @@ func (h *hypervisor) start(ctx context.Context) (err error) {
 			return fmt.Errorf("control socket: %w", err)
 		}
 	}
+	if h.snapshot != nil {
+		return h.startSnapshot(ctx)
+	}
 	if h.template != nil {
 		err := h.startCopy(ctx)
 		if err == nil || ctx.Err() != nil || h.isClosed() {
@@ -124,7 +130,7 @@ func (h *hypervisor) startCold(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	return i.connectGuest(ctx, h.dir)
+	return i.connectGuest(ctx, h.dir, true)
 }
 
 func (h *hypervisor) isClosed() bool {
@@ -143,7 +149,7 @@ func (h *hypervisor) startInstance(ctx context.Context, how beginning, trial boo
 		return nil, err
 	}
 	i.trial = trial
-	child.memory, child.private, child.monitor, child.link = h.memory, h.private, h.monitor, h.link
+	child.memory, child.monitor, child.link = h.memory, h.monitor, h.link
 	line := h.invocation(child.channels, how)
 	cmd := exec.Command(h.path, line.args...)
 	cmd.ExtraFiles = line.files
@@ -307,7 +313,11 @@ func (h *hypervisor) DialVsock(ctx context.Context, port uint32) (net.Conn, erro
 		}
 		return &controlConn{Conn: conn, answered: sync.OnceFunc(h.hasAnswered)}, nil
 	}
-	mux, err := i.channel(ctx)
+	var epoch uint64 // of a guest's first session
+	if h.snapshot != nil {
+		epoch = h.config.Epoch
+	}
+	mux, err := i.channel(ctx, h.dir, epoch)
 	if err != nil {
 		return nil, err
 	}
@@ -369,7 +379,7 @@ func (h *hypervisor) Close() error {
 		}
 	}
 	for _, d := range h.disks {
-		errs = append(errs, d.image.Close())
+		errs = append(errs, closeLayers(d.layers))
 	}
 	if h.console != nil {
 		errs = append(errs, h.console.close())
@@ -379,6 +389,9 @@ func (h *hypervisor) Close() error {
 	}
 	if h.dir != "" {
 		errs = append(errs, os.RemoveAll(h.dir))
+	}
+	if h.snapshot != nil {
+		errs = append(errs, h.snapshot.Close())
 	}
 	if h.template != nil {
 		h.template.close()

@@ -15,12 +15,9 @@ func (b *Backend) Inspect(ctx context.Context) (h Host, err error) {
 	if h.Path, err = findQEMU(); err != nil {
 		return h, err
 	}
-	v, err := qemuVersion(ctx, h.Path, b.options.CacheDir)
-	if err != nil {
-		return h, err
-	}
+	v, err := checkVersion(ctx, h.Path, b.options.CacheDir)
 	h.Version = v.Text
-	if err := checkVersion(ctx, h.Path, b.options.CacheDir); err != nil {
+	if err != nil {
 		return h, err
 	}
 	h.Accel, err = chooseAccel(ctx, b.options.Accel, b.options.CacheDir)

@@ -121,21 +121,40 @@ func (i *instance) answered() bool {
 	return i.qmp != nil
 }
 
-// connectGuest connects to the guest's ports.
-func (i *instance) connectGuest(ctx context.Context, dir string) error {
-	ctl, err := hostfs.Dial(ctx, filepath.Join(dir, controlSocket))
+// connectGuest connects to the guest's ports. The data port may be left for later:
+// to whom its guest still speaks there, none may listen who was not meant.
+func (i *instance) connectGuest(ctx context.Context, dir string, data bool) error {
+	ctl, err := connectPort(ctx, dir, controlSocket)
 	if err != nil {
 		return err
 	}
-	data, err := hostfs.Dial(ctx, filepath.Join(dir, dataSocket))
+	i.mu.Lock()
+	i.ctl = ctl
+	i.mu.Unlock()
+	if !data {
+		return nil
+	}
+	conn, err := connectPort(ctx, dir, dataSocket)
 	if err != nil {
-		return errors.Join(err, ctl.Close())
+		return err
 	}
 	i.mu.Lock()
-	i.ctl, i.data = ctl, data
+	i.data = conn
 	i.mu.Unlock()
-	// One connection each for the process's life: nobody else gets in.
-	return errors.Join(os.Remove(filepath.Join(dir, controlSocket)), os.Remove(filepath.Join(dir, dataSocket)))
+	return nil
+}
+
+// connectPort makes the one connection that there is to a port for the process's
+// life: nobody else gets in.
+func connectPort(ctx context.Context, dir, name string) (net.Conn, error) {
+	conn, err := hostfs.Dial(ctx, filepath.Join(dir, name))
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(filepath.Join(dir, name)); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
 }
 
 // takeControl hands out the control port's connection, of which there is one.
@@ -151,7 +170,7 @@ func (i *instance) takeControl() (net.Conn, error) {
 }
 
 // channel returns the multiplexer on the data port; the first call makes it.
-func (i *instance) channel(ctx context.Context) (*wire.HostMux, error) {
+func (i *instance) channel(ctx context.Context, dir string, epoch uint64) (*wire.HostMux, error) {
 	i.muxMu.Lock()
 	defer i.muxMu.Unlock()
 	if i.mux != nil {
@@ -162,9 +181,12 @@ func (i *instance) channel(ctx context.Context) (*wire.HostMux, error) {
 	i.data = nil
 	i.mu.Unlock()
 	if data == nil {
-		return nil, fmt.Errorf("data port: %w", net.ErrClosed)
+		var err error
+		if data, err = connectPort(ctx, dir, dataSocket); err != nil {
+			return nil, fmt.Errorf("data port: %w", err)
+		}
 	}
-	mux, err := wire.NewHostMux(ctx, data, 0)
+	mux, err := wire.NewHostMux(ctx, data, epoch)
 	if err != nil {
 		return nil, fmt.Errorf("data port: %w", err)
 	}

@@ -16,11 +16,14 @@ const firstExtraFD = 3
 
 // blockDevice is one disk of the guest.
 type blockDevice struct {
+	index    int // among the disks
 	serial   string
-	image    *os.File
+	layers   []diskLayer // the lowest first; what is written goes to the last
 	readOnly bool
 	scratch  bool // is thrown away with the machine: flushes to the host's disk are skipped
 }
+
+func (d *blockDevice) top() *diskLayer { return &d.layers[len(d.layers)-1] }
 
 // invocation is a QEMU command line in the making together with the descriptors
 // that it names. Everything is handed over by descriptor: no path of the host
@@ -43,8 +46,7 @@ func (c *invocation) procFD(f *os.File) string { return fmt.Sprintf("/proc/self/
 
 // channels are the child's ends of what connects it to us.
 type channels struct {
-	memory        *os.File // of the guest
-	private       bool     // what the guest writes to it is its own, and the file stays as it is
+	memory        *os.File // what the guest's memory begins as; what is written is the process's own
 	qmp           *os.File // stream socket, QEMU's control
 	console       *os.File // stream socket, the guest's first serial port
 	data, control *os.File // listening stream sockets, the guest's virtio-serial ports
@@ -77,15 +79,11 @@ const machineType = "microvm,rtc=on,ioapic2=on"
 // docs/how-it-works.md. The machine's shape is the same however it begins.
 func (h *hypervisor) invocation(ch channels, how beginning) *invocation {
 	c := &invocation{}
-	share := "on"
-	if ch.private {
-		share = "off"
-	}
 	c.add("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
 		"-name", "matchlock-"+h.config.ID,
 		"-M", machineType+",memory-backend=mem0,suppress-vmdesc=on",
 		"-m", fmt.Sprint(h.config.MemoryMB), "-smp", fmt.Sprint(h.config.VCPUs),
-		"-object", fmt.Sprintf("memory-backend-file,id=mem0,size=%dM,mem-path=%s,share=%s", h.config.MemoryMB, c.procFD(ch.memory), share))
+		"-object", fmt.Sprintf("memory-backend-file,id=mem0,size=%dM,mem-path=%s,share=off", h.config.MemoryMB, c.procFD(ch.memory)))
 	cache := bootCache
 	if how == boots {
 		c.add("-kernel", c.procFD(h.kernel), "-initrd", c.procFD(h.initramfs), "-append", h.kernelArgs(h.boot.HZ))
@@ -106,8 +104,8 @@ func (h *hypervisor) invocation(ch channels, how beginning) *invocation {
 	c.add("-device", "virtio-serial-device,max_ports=3") // port 0 is a console, which there is none of
 	c.serialPort("data", wire.DataPortName, ch.data)
 	c.serialPort("ctl", wire.ControlPortName, ch.control)
-	for i, d := range h.disks {
-		c.blockDevice(i, d)
+	for i := range h.disks {
+		c.blockDevice(&h.disks[i])
 	}
 	if ch.link != nil {
 		device := "virtio-net-device,netdev=net0,mac=" + guestMAC
@@ -129,22 +127,44 @@ func (c *invocation) serialPort(id, name string, listener *os.File) {
 		"-device", fmt.Sprintf("virtserialport,chardev=%s,name=%s", id, name))
 }
 
-// blockDevice adds disk i. The format is never probed: the file itself is the
-// disk. Locks are ours, for QEMU's do not hold on descriptors.
-func (c *invocation) blockDevice(i int, d blockDevice) {
-	set := i + 1
-	readOnly, noFlush := "off", "off"
-	if d.readOnly {
-		readOnly = "on"
+// blockDevice adds a disk. The format is never probed: the lowest file itself is
+// the disk, and what lies above it is qcow2. Locks are ours, for QEMU's do not
+// hold on descriptors.
+func (c *invocation) blockDevice(d *blockDevice) {
+	noFlush := onOff(d.readOnly || d.scratch)
+	for i := range d.layers {
+		l := &d.layers[i]
+		n, _ := layerNumber(d.layers[0].path, l.path)
+		set, readOnly := layerSet(d.index, n), onOff(d.readOnly || i < len(d.layers)-1)
+		l.node = nodeName(d.serial, n)
+		file := l.node
+		if i > 0 {
+			file = fileNode(d.serial, n)
+		}
+		c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", c.fd(l.file), set),
+			"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,read-only=%s,locking=off,cache.no-flush=%s", file, set, readOnly, noFlush))
+		if i > 0 {
+			c.add("-blockdev", fmt.Sprintf("driver=qcow2,node-name=%s,file=%s,backing=%s,read-only=%s,cache.no-flush=%s", l.node, file, d.layers[i-1].node, readOnly, noFlush))
+		}
 	}
-	if d.readOnly || d.scratch {
-		noFlush = "on"
+	// A host's disk that is full is an error in the guest. By default QEMU would
+	// halt the machine until somebody made room.
+	c.add("-device", fmt.Sprintf("virtio-blk-device,drive=%s,serial=%s,werror=report,rerror=report", d.top().node, d.serial))
+}
+
+// layerSet is the set of descriptors of a disk's n-th layer.
+func layerSet(index, n int) int { return 1000*(index+1) + n }
+
+// nodeName is what QEMU calls a disk's n-th layer, and fileNode the file in which
+// one above the lowest lies.
+func nodeName(serial string, n int) string { return fmt.Sprintf("%s.%d", serial, n) }
+func fileNode(serial string, n int) string { return fmt.Sprintf("%s.%d.file", serial, n) }
+
+func onOff(on bool) string {
+	if on {
+		return "on"
 	}
-	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", c.fd(d.image), set),
-		"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,read-only=%s,locking=off,cache.no-flush=%s", d.serial, set, readOnly, noFlush),
-		// A host's disk that is full is an error in the guest. By default QEMU would
-		// halt the machine until somebody made room.
-		"-device", fmt.Sprintf("virtio-blk-device,drive=%s,serial=%s,werror=report,rerror=report", d.serial, d.serial))
+	return "off"
 }
 
 // kernelArgs is the guest's kernel command line. Nothing of one sandbox stands

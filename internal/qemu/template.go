@@ -93,9 +93,7 @@ func (h *hypervisor) shapeOf(boot BootFiles, scratchSize int64) (s shape, ok boo
 	s = shape{
 		Wire: wire.Version, Machine: machineType, Accel: h.accel.Name, Args: h.kernelArgs(boot.HZ), VCPUs: c.VCPUs, MemoryMB: c.MemoryMB, Upper: scratchSize,
 		Params: wire.Params{Root: c.Params.Root, CPUs: c.Params.CPUs, Privileged: c.Params.Privileged, NoNetwork: c.NoNetwork}.String(),
-	}
-	if !c.NoNetwork {
-		s.MTU = c.MTU
+		MTU:    linkMTU(c),
 	}
 	for path, id := range map[string]*fileID{h.path: &s.QEMU, boot.Kernel: &s.Kernel, boot.Initramfs: &s.Initramfs} {
 		if *id, err = identify(path); err != nil {

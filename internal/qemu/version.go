@@ -53,15 +53,12 @@ func findQEMU() (path string, err error) {
 }
 
 // checkVersion refuses a QEMU older than the lowest that is tested.
-func checkVersion(ctx context.Context, path, cacheDir string) error {
+func checkVersion(ctx context.Context, path, cacheDir string) (version, error) {
 	v, err := qemuVersion(ctx, path, cacheDir)
-	if err != nil {
-		return err
+	if err == nil && (v.Major < minMajor || v.Major == minMajor && v.Minor < minMinor) {
+		err = &VersionError{path, fmt.Sprintf("%d.%d", v.Major, v.Minor), fmt.Sprintf("%d.%d", minMajor, minMinor)}
 	}
-	if v.Major < minMajor || v.Major == minMajor && v.Minor < minMinor {
-		return &VersionError{path, fmt.Sprintf("%d.%d", v.Major, v.Minor), fmt.Sprintf("%d.%d", minMajor, minMinor)}
-	}
-	return nil
+	return v, err
 }
 
 // A version is what QEMU says of itself. Text tells packagings of the same

@@ -78,7 +78,7 @@ func TestCheckVersion(t *testing.T) {
 	dir := t.TempDir()
 	for v, enough := range tests {
 		path := program(t, filepath.Join(dir, "qemu-"+v), "echo QEMU emulator version "+v)
-		err := checkVersion(t.Context(), path, "")
+		_, err := checkVersion(t.Context(), path, "")
 		if enough && err != nil || !enough && err == nil {
 			t.Errorf("%s: got %v", v, err)
 		}

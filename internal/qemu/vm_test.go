@@ -63,13 +63,18 @@ var guestBinary = sync.OnceValues(func() ([]byte, error) {
 
 func newBackend(t testing.TB) *qemu.Backend {
 	t.Helper()
+	return qemu.New(backendOptions(t))
+}
+
+func backendOptions(t testing.TB) qemu.Options {
+	t.Helper()
 	needVM(t)
 	guest, err := guestBinary()
 	if err != nil {
 		t.Fatalf("guest binary: %v\n%s", err, guest)
 	}
 	cache := cacheDir(t)
-	return qemu.New(qemu.Options{
+	return qemu.Options{
 		CacheDir: cache,
 		RunDir:   t.TempDir(),
 		Boot: func(ctx context.Context, kernel string) (qemu.BootFiles, error) {
@@ -79,7 +84,7 @@ func newBackend(t testing.TB) *qemu.Backend {
 			}
 			return qemu.BootFiles{Kernel: files.Kernel, Initramfs: files.Initramfs, HZ: files.HZ}, nil
 		},
-	})
+	}
 }
 
 // busyboxLayer makes a lower of Debian's static busybox.

@@ -2,6 +2,7 @@ package vmtest
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"sync"
@@ -109,9 +110,13 @@ func (h *inProcess) DialVsock(ctx context.Context, port uint32) (net.Conn, error
 }
 
 func (h *inProcess) Prepared() bool                     { return false }
+func (h *inProcess) IsSetUp() bool                      { return false }
 func (h *inProcess) Prepare(p *agent.Preparation) error { return nil } // the host is as it is
 func (h *inProcess) Setup(s *agent.Setup) error         { h.server.AddEnv(s.Env); return nil }
 func (h *inProcess) Boot(data *api.BootData) error      { h.server.AddEnv(data.Env); return nil }
 func (h *inProcess) SetClock(time.Time) error           { return nil } // the host's is right
 func (h *inProcess) Reset(uint64) error                 { return nil }
+func (h *inProcess) Renew(*agent.Setup) error           { return errors.ErrUnsupported }
+func (h *inProcess) Freeze() error                      { return errors.ErrUnsupported }
+func (h *inProcess) Thaw(time.Time) error               { return errors.ErrUnsupported }
 func (h *inProcess) PowerOff() error                    { go h.end(); return nil }
