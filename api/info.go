@@ -32,6 +32,9 @@ type Info struct {
 	Command     []string          `json:"command"` // the first one; empty: none, it idles
 	Labels      map[string]string `json:"labels,omitempty"`
 
+	// Parent is the id of the sandbox that it goes on from; empty: none.
+	Parent string `json:"parent,omitempty"`
+
 	Created  time.Time `json:"created"`
 	Started  time.Time `json:"started,omitzero"`  // when it was last ready for commands
 	Finished time.Time `json:"finished,omitzero"` // when it last ended

@@ -55,8 +55,9 @@ type Cmd struct {
 
 	sandbox    *Sandbox
 	ctx        context.Context
-	main       bool   // the first command
-	rows, cols uint16 // of the terminal
+	main       bool           // the first command
+	resume     *agent.Running // the command that runs already; nil: it is to be started
+	rows, cols uint16         // of the terminal
 
 	session  session
 	release  func()      // what watches over the session
@@ -110,7 +111,7 @@ func (c *Cmd) Start() error {
 		return errors.New("exec: already started")
 	}
 	process := c.sandbox.keeper.process()
-	if len(c.Args) == 0 && !c.main { // of the first one the keeper knows more
+	if len(c.Args) == 0 && !c.main && c.resume == nil { // of the first one the keeper knows more
 		return noCommand(process.Image)
 	}
 	ctx, cancel := context.WithCancelCause(c.ctx)
@@ -158,7 +159,12 @@ func (c *Cmd) start(ctx context.Context) (session, error) {
 	if cmd.Env, err = envMap(c.Env); err != nil {
 		return nil, err
 	}
-	session, err := c.sandbox.client.Start(ctx, cmd)
+	var session *agent.Session
+	if c.resume != nil {
+		session, err = c.sandbox.client.Resume(ctx, c.resume.ID, cmd)
+	} else {
+		session, err = c.sandbox.client.Start(ctx, cmd)
+	}
 	if err != nil {
 		return nil, notStarted(c.sandbox.keeper.explain(ctx, err))
 	}

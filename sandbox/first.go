@@ -20,6 +20,9 @@ type firstCommand struct {
 	session session        // nil until it runs
 	input   io.WriteCloser // what is typed by those who are attached; nil: nothing
 	tty     bool
+	timeout time.Duration // of its life from started on; 0: none
+	started time.Time
+	still   time.Duration   // how long the sandbox had been paused by then
 	over    context.Context // ends with it; then the rest is there to be read
 	end     context.CancelFunc
 	exit    control.Exit
@@ -43,7 +46,8 @@ func (s *supervisor) startMain(ctx context.Context, c *Cmd) (session, error) {
 	if len(c.Args) == 0 {
 		return nil, noCommand(s.proc.Image)
 	}
-	m := &firstCommand{tty: c.Tty, begun: s.output.Position()}
+	m := &firstCommand{tty: c.Tty, begun: s.output.Position(), timeout: c.Timeout, started: time.Now()}
+	m.still, _ = s.stoodStill(ctx)
 	m.over, m.end = context.WithCancel(context.Background())
 	s.mu.Lock()
 	taken := s.main != nil
@@ -51,6 +55,9 @@ func (s *supervisor) startMain(ctx context.Context, c *Cmd) (session, error) {
 		s.main = m
 	}
 	s.mu.Unlock()
+	if taken && s.origin != nil {
+		return s.holdMain(ctx, c)
+	}
 	if taken {
 		return nil, errors.New("the first command: started before")
 	}
@@ -71,11 +78,12 @@ func (s *supervisor) startMain(ctx context.Context, c *Cmd) (session, error) {
 		s.log.Warn("what is known of the sandbox cannot be written", "error", err)
 	}
 	// It may end with nobody waiting for it but those who are attached.
-	w := &watchedSession{session: started, done: make(chan struct{})}
+	done := make(chan struct{})
+	w := &watchedSession{session: started, done: done}
 	go func() {
 		w.exit, w.err = started.Wait()
 		s.mainEnded(m, c.outcome(w.exit, w.err))
-		close(w.done)
+		close(done)
 	}()
 	return w, nil
 }
@@ -83,7 +91,7 @@ func (s *supervisor) startMain(ctx context.Context, c *Cmd) (session, error) {
 // watchedSession is a session that the supervisor itself waits for.
 type watchedSession struct {
 	session
-	done chan struct{} // closed when exit and err are set
+	done <-chan struct{} // closed when exit and err are set
 	exit agent.Exit
 	err  error
 }

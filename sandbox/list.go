@@ -140,7 +140,7 @@ func (o Options) Inspect(ctx context.Context, ref string) (Inspection, error) {
 	if e.Status.Alive() {
 		var d description
 		// It may end meanwhile; what its files say is known even so.
-		if err := newRemote(home, e).call(ctx, methodDescribe, nil, &d); err == nil {
+		if err := newRemote(o, home, e).call(ctx, methodDescribe, nil, &d); err == nil {
 			i.MachinePID, i.Accel, i.AccelReason = d.MachinePID, d.Accel, d.AccelReason
 		}
 	}
@@ -157,7 +157,7 @@ func (o Options) Rename(ctx context.Context, ref, name string) error {
 		return err
 	}
 	if e.Status.Alive() {
-		return newRemote(home, e).rename(ctx, name)
+		return newRemote(o, home, e).rename(ctx, name)
 	}
 	dir, err := openStopped(ctx, home, e.ID)
 	if err != nil {
@@ -187,7 +187,7 @@ func (o Options) Remove(ctx context.Context, ref string, force bool) error {
 		if !force {
 			return &hintError{stillRunning(e.Name), "`matchlock stop` ends it first, `matchlock rm --force` at once"}
 		}
-		if err := newRemote(home, e).kill(ctx, true); err != nil {
+		if err := newRemote(o, home, e).kill(ctx, true); err != nil {
 			return fmt.Errorf("sandbox %q: %w", e.Name, err)
 		}
 		if e, err = state.Lookup(home.Sandboxes(), e.ID); err != nil {

@@ -54,7 +54,7 @@ func (o Options) Logs(ctx context.Context, ref string, q LogQuery, each func(Log
 		return err
 	}
 	if q.Follow && e.Status.Alive() {
-		return newRemote(home, e).logs(ctx, q, each)
+		return newRemote(o, home, e).logs(ctx, q, each)
 	}
 	return readLogs(ctx, e, q, each)
 }

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -42,19 +43,20 @@ func (o Options) reach(ref string) (*remote, error) {
 	if !e.Status.Alive() {
 		return nil, notAlive(e)
 	}
-	return newRemote(home, e), nil
+	return newRemote(o, home, e), nil
 }
 
 // remote is the keeper of a sandbox of another process.
 type remote struct {
+	options   Options
 	sandboxes string
 	entry     state.Entry
 	control   *control.Client
 	proc      process
 }
 
-func newRemote(home state.Home, e state.Entry) *remote {
-	return &remote{home.Sandboxes(), e, control.NewClient(e.Path, e.ID), process{}}
+func newRemote(o Options, home state.Home, e state.Entry) *remote {
+	return &remote{o, home.Sandboxes(), e, control.NewClient(e.Path, e.ID), process{}}
 }
 
 // describe asks the supervisor what commands need to know.
@@ -222,6 +224,17 @@ func (r *remote) stoodStill(ctx context.Context) (total time.Duration, paused bo
 		return 0, false
 	}
 	return d.Still, d.Paused
+}
+
+func (r *remote) maker() Options { return r.options }
+
+func (r *remote) save(ctx context.Context) (*Saved, error) {
+	var record json.RawMessage
+	files, err := r.control.Files(ctx, methodSave, nil, &record)
+	if err != nil {
+		return nil, r.explain(ctx, err)
+	}
+	return OpenSaved(record, files)
 }
 
 func (r *remote) run(ctx context.Context, c Background) error {

@@ -129,6 +129,9 @@ type keeper interface {
 	// stoodStill is how long the sandbox has been paused so far, and whether it is.
 	stoodStill(ctx context.Context) (total time.Duration, paused bool)
 	run(ctx context.Context, c Background) error
+	save(ctx context.Context) (*Saved, error)
+	// maker is how sandboxes are made where this one is.
+	maker() Options
 	close() error
 }
 

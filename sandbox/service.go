@@ -25,6 +25,8 @@ const (
 	methodPause    = "pause"    // pauseParams
 	methodRun      = "run"      // Background
 
+	methodSave = "save" // → savedRecord, and files
+
 	// These go on as streams.
 	methodDial   = "dial"   // dialParams: a control.Conn to a port of the guest
 	methodAttach = "attach" // → attached: an attachment to the first command
@@ -137,6 +139,7 @@ func (s *supervisor) serve() error {
 		},
 		Streams: map[string]control.Method{
 			methodDial:   s.serveDial,
+			methodSave:   s.serveSave,
 			methodAttach: s.serveAttach,
 			methodLogs:   s.serveLogs,
 		},
@@ -177,6 +180,15 @@ func (s *supervisor) serveDial(ctx context.Context, c *control.Call) (any, error
 	defer context.AfterFunc(ctx, client.Reset)()
 	wire.Join(client, guest)
 	return nil, nil
+}
+
+func (s *supervisor) serveSave(ctx context.Context, c *control.Call) (any, error) {
+	saved, err := s.save(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer saved.Close()
+	return nil, c.SendFiles(saved, saved.Files())
 }
 
 func (s *supervisor) serveAttach(ctx context.Context, c *control.Call) (any, error) {

@@ -44,6 +44,7 @@ type supervisor struct {
 	proc    process
 	log     *slog.Logger
 
+	origin  *origin // nil: it goes on from none
 	dir     *state.Dir
 	output  *logs.Writer
 	machine guestMachine
@@ -131,6 +132,8 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	wanted := s.config
 	if dir != nil {
 		wanted.Image, wanted.Pull = dir.Record().ImageDigest, api.PullNever // its layers are what its disk goes with
+	} else if s.origin != nil {
+		wanted.Image, wanted.Pull = s.origin.record.ImageDigest, api.PullNever
 	}
 	img, err := s.options.image(ctx, home, &wanted)
 	if err != nil {
@@ -168,8 +171,8 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	clock.lap("disks")
 
 	scratch := func(ctx context.Context) error { return createScratch(ctx, home, s.dir, s.config.DiskSize) }
-	if dir != nil {
-		scratch = nil // it is there
+	if dir != nil || s.origin != nil {
+		scratch = nil // it is there, or the origin's
 	}
 	backend := s.options.Backend
 	if backend == nil {
@@ -185,6 +188,9 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 				defer clock.lap("kernel")
 				return s.options.bootFiles(ctx, home)
 			},
+		}
+		if s.origin != nil {
+			options.Snapshot = s.origin.machine
 		}
 		if !s.options.Cold {
 			options.Templates, options.Warm = home.Templates(), s.options.warm
@@ -214,8 +220,17 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	}
 	go s.watch()
 	clock.lap("boot")
-	if err := machine.Boot(ctx, bootData(s.id, &s.config, &img.Config)); err != nil {
+	data := bootData(s.id, &s.config, &img.Config)
+	if s.origin != nil {
+		data.Hosts = s.origin.hosts
+	}
+	if err := machine.Boot(ctx, data); err != nil {
 		return err
+	}
+	if s.origin != nil {
+		if err := s.goOn(ctx); err != nil {
+			return err
+		}
 	}
 	clock.lap("set-up")
 	return nil
@@ -233,10 +248,15 @@ func (s *supervisor) take(dir *state.Dir) {
 
 // createFolder makes the folder of a new sandbox.
 func (s *supervisor) createFolder(ctx context.Context, home state.Home, digest string) error {
+	parent := ""
+	if s.origin != nil {
+		parent = s.origin.record.ID
+	}
 	dir, err := state.Create(ctx, home.Sandboxes(), state.Record{
 		Accel: s.options.Accel,
 		Info: api.Info{
-			Name: s.options.Name, Status: api.StatusStarting, PID: os.Getpid(),
+			Parent: parent,
+			Name:   s.options.Name, Status: api.StatusStarting, PID: os.Getpid(),
 			Image: s.config.Image, ImageDigest: digest, Command: append([]string{}, s.proc.Argv...), Labels: s.config.Labels,
 			Created: time.Now(), AutoRemove: !s.options.Keep,
 		},

@@ -29,10 +29,15 @@ const superviseCommand = "__supervise"
 type order struct {
 	Start  string     `json:"start,omitempty"` // the id of a sandbox to start again; else:
 	Config api.Config `json:"config,omitzero"`
-	Name   string     `json:"name,omitempty"`
-	Remove bool       `json:"remove"` // the sandbox when it ends
-	Accel  string     `json:"accel,omitempty"`
-	Cold   bool       `json:"cold,omitempty"`
+	// Saved, unless empty, is a sandbox to go on from; its files follow the standard
+	// ones.
+	Saved  json.RawMessage `json:"saved,omitempty"`
+	Files  int             `json:"files,omitempty"`
+	files  []*os.File
+	Name   string `json:"name,omitempty"`
+	Remove bool   `json:"remove"` // the sandbox when it ends
+	Accel  string `json:"accel,omitempty"`
+	Cold   bool   `json:"cold,omitempty"`
 
 	Stdin  bool `json:"stdin"`
 	Tty    bool `json:"tty"`
@@ -62,6 +67,7 @@ func (a *app) supervise(ctx context.Context, o order) (api.Info, error) {
 	child := exec.Command(self, superviseCommand, "--log-level", a.logLevel, "--log-format", a.logFormat)
 	child.Args[0] = os.Args[0] // what it goes by
 	child.Stderr = os.Stderr
+	child.ExtraFiles = o.files
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // the terminal's signals are ours
 	orders, err := child.StdinPipe()
 	if err != nil {
@@ -136,13 +142,7 @@ func (a *app) superviseSandbox(ctx context.Context, o order) error {
 	if o.Timing {
 		options.Timing = printTiming
 	}
-	var sb *sandbox.Sandbox
-	var err error
-	if o.Start != "" {
-		sb, err = options.Start(startCtx, o.Start)
-	} else {
-		sb, err = options.New(startCtx, o.Config)
-	}
+	sb, err := o.carryOut(startCtx, options)
 	bars.close()
 	if err != nil {
 		return err
@@ -177,6 +177,27 @@ func (a *app) superviseSandbox(ctx context.Context, o order) error {
 		sb.Stop(context.Background(), stopGrace)
 	}
 	return sb.Close()
+}
+
+// carryOut makes the sandbox run.
+func (o *order) carryOut(ctx context.Context, options sandbox.Options) (*sandbox.Sandbox, error) {
+	switch {
+	case o.Start != "":
+		return options.Start(ctx, o.Start)
+	case len(o.Saved) > 0:
+		var files []*os.File
+		for fd := 3; fd < 3+o.Files; fd++ {
+			syscall.CloseOnExec(fd)
+			files = append(files, os.NewFile(uintptr(fd), "saved"))
+		}
+		saved, err := sandbox.OpenSaved(o.Saved, files)
+		if err != nil {
+			return nil, err
+		}
+		defer saved.Close()
+		return options.Restore(ctx, saved, o.Config)
+	}
+	return options.New(ctx, o.Config)
 }
 
 // report tells our parent that the sandbox runs, and lets go of all that is the

@@ -1,0 +1,304 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/agent"
+	"github.com/matchlock/matchlock/internal/logs"
+	"github.com/matchlock/matchlock/internal/state"
+	"github.com/matchlock/matchlock/vm"
+)
+
+// Saved is a sandbox at one moment, its processes, their memory and its disk
+// among it. Any number of sandboxes can go on from there: see Options.Restore. It
+// is files that are open, in memory for the most part, until Close.
+type Saved struct {
+	record  savedRecord
+	machine *vm.Snapshot
+}
+
+// savedRecord is what of a Saved is not in its files.
+type savedRecord struct {
+	ID          string          `json:"id"`   // of the sandbox
+	Name        string          `json:"name"` // its name then
+	Taken       time.Time       `json:"taken"`
+	ImageDigest string          `json:"image_digest"`
+	Accel       string          `json:"accel,omitempty"` // that was asked for
+	Config      api.Config      `json:"config"`
+	Main        *savedMain      `json:"main,omitempty"` // nil: the first command did not run
+	Requires    json.RawMessage `json:"requires"`
+}
+
+// savedMain is a first command that runs.
+type savedMain struct {
+	Command uint64        `json:"command"` // its id in the guest
+	Stdin   bool          `json:"stdin"`
+	Tty     bool          `json:"tty"`
+	Left    time.Duration `json:"left,omitempty"` // nanoseconds until it times out; 0: it does not
+}
+
+// Save copies the sandbox as it is at one moment. For that it stands still, some
+// tens of milliseconds; it then goes on, with all its connections. One that is
+// paused stays so. It is errors.ErrUnsupported of a sandbox that writes to a disk
+// of the user's.
+func (s *Sandbox) Save(ctx context.Context) (*Saved, error) { return s.keeper.save(ctx) }
+
+// Fork makes n copies of the sandbox that go on from this moment, as Save and
+// Options.Restore do. The caller is their supervisor, and they end with it. All of
+// them are made, or none.
+func (s *Sandbox) Fork(ctx context.Context, n int) ([]*Sandbox, error) {
+	if n < 1 {
+		return nil, fmt.Errorf("fork: %d copies", n)
+	}
+	saved, err := s.Save(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer saved.Close()
+	o := s.keeper.maker()
+	o.Name, o.Keep, o.NeedCommand = "", false, false
+	copies, errs := make([]*Sandbox, n), make([]error, n)
+	var making sync.WaitGroup
+	for i := range copies {
+		making.Go(func() { copies[i], errs[i] = o.Restore(ctx, saved, saved.Config()) })
+	}
+	making.Wait()
+	if err := errors.Join(errs...); err != nil {
+		for _, c := range copies {
+			if c != nil {
+				err = errors.Join(err, c.Close())
+			}
+		}
+		return nil, err
+	}
+	return copies, nil
+}
+
+// Close closes the files. Sandboxes that go on from them need them no more.
+func (s *Saved) Close() error { return s.machine.Close() }
+
+// Config is what Options.Restore is given: the configuration of the sandbox that
+// was saved, but for its first command, which goes on, and its hostname.
+func (s *Saved) Config() api.Config {
+	c := s.record.Config
+	c.Entrypoint, c.Command, c.Hostname = nil, nil, ""
+	c.Env, c.Labels = maps.Clone(c.Env), maps.Clone(c.Labels)
+	c.Network.AddHosts = slices.Clone(c.Network.AddHosts)
+	return c
+}
+
+// Files are the open files, for another process that goes on with them by
+// OpenSaved. They stay s's.
+func (s *Saved) Files() []*os.File {
+	return append([]*os.File{s.machine.Memory, s.machine.State}, s.machine.Disk...)
+}
+
+// MarshalJSON is the other half of OpenSaved's.
+func (s *Saved) MarshalJSON() ([]byte, error) { return json.Marshal(s.record) }
+
+// OpenSaved makes a Saved of what another process had, as JSON and as files, which
+// are its own from then on. They are closed after an error too.
+func OpenSaved(text []byte, files []*os.File) (*Saved, error) {
+	s := &Saved{machine: &vm.Snapshot{}}
+	for i, f := range files {
+		switch i {
+		case 0:
+			s.machine.Memory = f
+		case 1:
+			s.machine.State = f
+		default:
+			s.machine.Disk = append(s.machine.Disk, f)
+		}
+	}
+	err := json.Unmarshal(text, &s.record)
+	if err == nil && len(s.machine.Disk) == 0 {
+		err = fmt.Errorf("%d files", len(files))
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("saved sandbox: %w", err), s.Close())
+	}
+	s.machine.Requires = s.record.Requires
+	return s, nil
+}
+
+// Restore makes a sandbox that goes on from where another was saved: with its
+// processes, its memory and its disk, and a name, an id, a hostname, a clock and
+// randomness of its own. The output of its commands goes to its log. config is
+// s.Config, in which these may have changed: Command and Entrypoint, for a first
+// command in the place of the one that goes on, which goes on too; Env, User,
+// WorkDir and Timeout of commands to come; Hostname, Labels, and hosts that were
+// added. What it acquires and what ctx bounds is as with New.
+func (o Options) Restore(ctx context.Context, s *Saved, config api.Config) (*Sandbox, error) {
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
+	if err := s.allows(&config); err != nil {
+		return nil, err
+	}
+	if o.Accel == "" {
+		o.Accel = s.record.Accel
+	}
+	added := config.Network.AddHosts[len(s.record.Config.Network.AddHosts):]
+	origin := &origin{Saved: s, main: s.record.Main, hosts: added}
+	if config.Command == nil && config.Entrypoint == nil {
+		config.Command, config.Entrypoint = s.record.Config.Command, s.record.Config.Entrypoint
+	} else {
+		origin.main = nil
+	}
+	k := newSupervisor(o, config)
+	k.origin = origin
+	if err := k.start(ctx, nil); err != nil {
+		return nil, errors.Join(err, k.close())
+	}
+	return sandboxOf(k.id, k), nil
+}
+
+// allows tells whether a sandbox that goes on from s can have a configuration.
+func (s *Saved) allows(config *api.Config) error {
+	want, have := *config, s.Config()
+	hosts := s.record.Config.Network.AddHosts
+	if n := len(hosts); len(want.Network.AddHosts) < n || !slices.Equal(want.Network.AddHosts[:n], hosts) {
+		return errors.New("hosts: those of the saved sandbox stay")
+	}
+	for _, c := range []*api.Config{&want, &have} {
+		c.Command, c.Entrypoint, c.Env, c.User, c.WorkDir, c.Timeout = nil, nil, nil, "", "", 0
+		c.Hostname, c.Labels, c.Network.AddHosts = "", nil, nil
+		c.Pull = ""
+	}
+	if reflect.DeepEqual(want, have) {
+		return nil
+	}
+	var differ []string
+	w, h := reflect.ValueOf(want), reflect.ValueOf(have)
+	for i := range w.NumField() {
+		if !reflect.DeepEqual(w.Field(i).Interface(), h.Field(i).Interface()) {
+			name, _, _ := strings.Cut(w.Type().Field(i).Tag.Get("json"), ",")
+			differ = append(differ, name)
+		}
+	}
+	return fmt.Errorf("a sandbox that goes on from another is what that was: %s cannot change", strings.Join(differ, ", "))
+}
+
+// origin is what a supervisor's sandbox goes on from.
+type origin struct {
+	*Saved
+	main  *savedMain          // the first command that goes on as that; nil: none
+	hosts []api.HostIPMapping // that were added
+}
+
+func (s *supervisor) maker() Options { return s.options }
+
+// save makes a Saved of the sandbox.
+func (s *supervisor) save(ctx context.Context) (*Saved, error) {
+	m, ok := s.guest().(vm.Snapshotter)
+	if !ok {
+		return nil, fmt.Errorf("snapshot: %w", errors.ErrUnsupported)
+	}
+	record := s.dir.Record()
+	saved := &Saved{record: savedRecord{
+		ID: record.ID, Name: record.Name, Taken: time.Now(), ImageDigest: record.ImageDigest, Accel: record.Accel, Config: s.config,
+		Main: s.savedMain(),
+	}}
+	var err error
+	if saved.machine, err = m.Snapshot(ctx); err != nil {
+		err = fmt.Errorf("sandbox %q: %w", record.Name, s.explain(ctx, err))
+		if errors.Is(err, errors.ErrUnsupported) {
+			err = &hintError{err, "one with --disk read-only, by :ro, or without any can be copied"}
+		}
+		return nil, err
+	}
+	saved.record.Requires = saved.machine.Requires
+	return saved, nil
+}
+
+func (s *supervisor) savedMain() *savedMain {
+	m := s.first()
+	if m == nil {
+		return nil
+	}
+	main := &savedMain{Command: m.session.(*agent.Session).ID(), Stdin: m.input != nil, Tty: m.tty}
+	if m.timeout > 0 {
+		still, _ := s.stoodStill(context.Background())
+		main.Left = max(m.timeout-(time.Since(m.started)-(still-m.still)), 1)
+	}
+	return main
+}
+
+// goOn takes hold of the commands that run in a sandbox that goes on from another.
+func (s *supervisor) goOn(ctx context.Context) error {
+	// Others wait until the start is over.
+	sb := &Sandbox{s.id, s, agent.NewClient(s.guest().Dial)}
+	running, err := sb.client.Commands(ctx)
+	if err != nil {
+		return fmt.Errorf("the commands that run: %w", err)
+	}
+	fmt.Fprintf(s.output.Stream(logs.Own), "goes on from sandbox %s (%s), as it was at %s\n", s.origin.record.Name, s.origin.record.ID, s.origin.record.Taken.UTC().Format(time.RFC3339))
+	main := s.origin.main
+	for _, r := range running {
+		c := sb.Command(context.Background(), "")
+		c.resume, c.Tty = &r, r.TTY
+		if main == nil || r.ID != main.Command {
+			out := s.output.Stream(backgroundStream)
+			c.Stdout, c.Stderr = out, out
+			if err := c.Start(); err != nil {
+				return fmt.Errorf("a command that runs: %w", err)
+			}
+			go c.Wait() // nobody asks how it ended
+			continue
+		}
+		c.Args, c.main, c.Timeout = s.proc.Argv, true, main.Left
+		c.OpenStdin = main.Stdin && r.Stdin
+		if err := c.Start(); err != nil {
+			return fmt.Errorf("the first command: %w", err)
+		}
+		main = nil
+	}
+	if main != nil { // it ended while it was saved
+		s.mu.Lock()
+		s.main = endedCommand()
+		s.mu.Unlock()
+	}
+	s.proc.Timeout = 0 // the first command's runs
+	return nil
+}
+
+// endedCommand is a first command of which it is not known how it ended.
+func endedCommand() *firstCommand {
+	m := &firstCommand{failure: "it ended when its sandbox was saved"}
+	m.exit.Code = statusUnknown
+	m.over, m.end = context.WithCancel(context.Background())
+	m.end()
+	m.session = &watchedSession{done: m.over.Done(), exit: agent.Exit{Code: statusUnknown}}
+	return m
+}
+
+// holdMain takes hold of the first command that goes on, for the program whose
+// sandbox it is.
+func (s *supervisor) holdMain(ctx context.Context, c *Cmd) (session, error) {
+	if c.Stdin == nil && c.Stdout == nil && c.Stderr == nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.main.session, nil
+	}
+	home, err := s.options.home()
+	if err != nil {
+		return nil, err
+	}
+	return newRemote(s.options, home, entryOf(s.dir)).startMain(ctx, c) // the log is the way to its output
+}
+
+// entryOf is a sandbox of this process as others see it.
+func entryOf(dir *state.Dir) state.Entry {
+	return state.Entry{Record: dir.Record(), Path: dir.Path()}
+}
