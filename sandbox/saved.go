@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -70,8 +71,13 @@ func (s *Sandbox) Fork(ctx context.Context, n int) ([]*Sandbox, error) {
 	o.Name, o.Keep, o.NeedCommand = "", false, false
 	copies, errs := make([]*Sandbox, n), make([]error, n)
 	var making sync.WaitGroup
+	turns := make(chan struct{}, runtime.NumCPU()) // more at once would be no faster, and hold up the sandbox
 	for i := range copies {
-		making.Go(func() { copies[i], errs[i] = o.Restore(ctx, saved, saved.Config()) })
+		turns <- struct{}{}
+		making.Go(func() {
+			defer func() { <-turns }()
+			copies[i], errs[i] = o.Restore(ctx, saved, saved.Config())
+		})
 	}
 	making.Wait()
 	if err := errors.Join(errs...); err != nil {

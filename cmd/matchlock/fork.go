@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"strconv"
 	"sync"
 
@@ -84,12 +85,17 @@ func (a *app) fork(cmd *cobra.Command, ref string, n int, o order, labels map[st
 	}
 	infos, errs := make([]api.Info, n), make([]error, n)
 	var starting sync.WaitGroup
+	turns := make(chan struct{}, runtime.NumCPU()) // more at once would be no faster, and hold up the sandbox
 	for i := range n {
 		o := o
 		if o.Name != "" && n > 1 {
 			o.Name += "-" + strconv.Itoa(i+1)
 		}
-		starting.Go(func() { infos[i], errs[i] = a.supervise(cmd.Context(), o) })
+		turns <- struct{}{}
+		starting.Go(func() {
+			defer func() { <-turns }()
+			infos[i], errs[i] = a.supervise(cmd.Context(), o)
+		})
 	}
 	starting.Wait()
 	var copies []api.Info

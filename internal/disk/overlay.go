@@ -3,6 +3,7 @@ package disk
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 )
@@ -16,6 +17,35 @@ const (
 	qcow2MappedPerL1  = qcow2Cluster / 8 * qcow2Cluster // bytes of the disk for one entry of the first table
 	qcow2RefcountBits = 4                               // as a power of two: 16 bits
 )
+
+// OverlayError tells that a file is no overlay that can be trusted.
+type OverlayError struct{ Fault string }
+
+func (e *OverlayError) Error() string { return "qcow2: " + e.Fault }
+
+// CheckOverlay makes sure that f is an overlay of a disk of size bytes which holds its data itself: qcow2 can have it in another file, by name, and
+// who wrote to this one may have chosen which. The error is an *OverlayError for what is wrong with it.
+func CheckOverlay(f *os.File, size int64) error {
+	header := make([]byte, qcow2HeaderBytes)
+	if _, err := f.ReadAt(header, 0); err == io.EOF {
+		return &OverlayError{"the file is too short"}
+	} else if err != nil {
+		return err
+	}
+	be := binary.BigEndian
+	switch {
+	case be.Uint32(header[0:]) != qcow2Magic || be.Uint32(header[4:]) != 3 || be.Uint32(header[20:]) != qcow2ClusterBits || be.Uint32(header[100:]) < qcow2HeaderBytes:
+		return &OverlayError{"not in the form that is made here"}
+	case be.Uint64(header[24:]) != uint64(size):
+		return &OverlayError{fmt.Sprintf("it is of a disk of %d bytes, not of %d", be.Uint64(header[24:]), size)}
+	case be.Uint32(header[32:]) != 0:
+		return &OverlayError{"it is encrypted"}
+	case be.Uint64(header[72:]) != 0:
+		// Among the incompatible features are that it is damaged and that its data is in another file.
+		return &OverlayError{fmt.Sprintf("features %#x", be.Uint64(header[72:]))}
+	}
+	return nil
+}
 
 // MaxOverlay is the largest disk that CreateOverlay makes, 4 TiB: one for which a cluster holds the first table.
 const MaxOverlay = qcow2Cluster / 8 * qcow2MappedPerL1

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/matchlock/matchlock/internal/disk"
@@ -20,6 +21,9 @@ func TestCreateOverlay(t *testing.T) {
 		f, err := disk.CreateOverlay(path, size)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if err := disk.CheckOverlay(f, size); err != nil {
+			t.Errorf("%d bytes: %v", size, err)
 		}
 		f.Close()
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
@@ -64,5 +68,45 @@ func TestCreateOverlayRefuses(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
 		t.Errorf("folder has %v, %v", entries, err)
+	}
+}
+
+// What could have QEMU open another file, or is not what was made here, is found.
+func TestCheckOverlay(t *testing.T) {
+	const size = 64 << 20
+	for name, damage := range map[string]struct {
+		at   int64
+		with string
+		want string
+	}{
+		"another format":    {0, "QFJ", "not in the form"},
+		"version 2":         {7, "\x02", "not in the form"},
+		"other clusters":    {23, "\x0c", "not in the form"},
+		"a header cut":      {103, "\x48", "not in the form"},
+		"another size":      {28, "\x01", "not of 67108864"},
+		"encrypted":         {35, "\x01", "encrypted"},
+		"damaged":           {79, "\x02", "features 0x2"},
+		"data in elsewhere": {79, "\x04", "features 0x4"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, err := disk.CreateOverlay(filepath.Join(t.TempDir(), "overlay"), size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if _, err := f.WriteAt([]byte(damage.with), damage.at); err != nil {
+				t.Fatal(err)
+			}
+			var fault *disk.OverlayError
+			if err := disk.CheckOverlay(f, size); !errors.As(err, &fault) || !strings.Contains(err.Error(), damage.want) {
+				t.Errorf("got %v, want %q", err, damage.want)
+			}
+			if err := f.Truncate(50); err != nil {
+				t.Fatal(err)
+			}
+			if err := disk.CheckOverlay(f, size); !errors.As(err, &fault) || !strings.Contains(err.Error(), "too short") {
+				t.Errorf("got %v, want that it is too short", err)
+			}
+		})
 	}
 }

@@ -98,6 +98,7 @@ func (b *Backend) Create(ctx context.Context, config *vm.VMConfig) (vm.Machine, 
 		return nil, err
 	}
 	h := &hypervisor{config: c, log: b.options.Logger, ended: make(chan struct{})}
+	h.life, h.end = context.WithCancel(context.Background())
 	link, rootfs, err := b.acquire(ctx, h)
 	if err != nil {
 		return nil, errors.Join(err, h.Close())

@@ -105,10 +105,8 @@ func (h *hypervisor) makeTemplate(memory, state *os.File) *template {
 // pruneTemplates makes room while the guest goes on, and until Close: after an
 // upgrade there may be many that are of no use, and 60 MB and more each.
 func (h *hypervisor) pruneTemplates() {
-	ctx, cancel := context.WithCancel(context.Background())
-	h.stopPruning = cancel
-	h.pruning.Go(func() {
-		if _, err := PruneTemplates(ctx, h.templates, false); err != nil && ctx.Err() == nil {
+	h.background.Go(func() {
+		if _, err := PruneTemplates(h.life, h.templates, false); err != nil && h.life.Err() == nil {
 			h.log.Warn("removing old templates", "error", err)
 		}
 	})

@@ -51,8 +51,9 @@ type hypervisor struct {
 	monitor   *os.File   // listening socket for a person; nil: none
 	settling  sync.Mutex // held while one process takes over from another
 
-	pruning     sync.WaitGroup
-	stopPruning context.CancelFunc // nil: there is none
+	background sync.WaitGroup
+	life       context.Context // of what goes on there; ends with Close
+	end        context.CancelFunc
 
 	mu      sync.Mutex
 	closed  bool
@@ -361,12 +362,10 @@ func (h *hypervisor) Close() error {
 	if !first {
 		return nil
 	}
+	h.end()
+	h.background.Wait()
 	h.settling.Lock() // no process is started any more
 	defer h.settling.Unlock()
-	if h.stopPruning != nil {
-		h.stopPruning()
-		h.pruning.Wait()
-	}
 	if i == nil {
 		close(h.ended)
 	} else {

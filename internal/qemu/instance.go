@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -208,8 +207,8 @@ func tellDiskFault(faults <-chan qmpEvent, log *slog.Logger) {
 			Operation string `json:"operation"`
 			Reason    string `json:"reason"`
 		}
-		if err := json.Unmarshal(fault.Data, &f); err != nil {
-			continue // its sender is not to be trusted
+		if fault.decode(&f) != nil {
+			continue
 		}
 		log.Warn("a disk of the guest fails on the host",
 			"disk", wire.Printable(f.Node), "operation", wire.Printable(f.Operation), "error", wire.Printable(f.Reason))

@@ -67,13 +67,31 @@ func openLayers(path string) (layers []diskLayer, err error) {
 	}
 	for i, path := range paths {
 		file, err := openImage(path, i < len(paths)-1)
+		if err == nil {
+			layers = append(layers, diskLayer{path: path, file: file})
+			err = checkLayer(layers, i)
+		}
 		if err != nil {
 			closeLayers(layers)
 			return nil, err
 		}
-		layers = append(layers, diskLayer{path: path, file: file})
 	}
 	return layers, nil
+}
+
+// checkLayer looks at the i-th layer, whose guest may have had QEMU write anything.
+func checkLayer(layers []diskLayer, i int) error {
+	if i == 0 {
+		return nil
+	}
+	info, err := layers[0].file.Stat()
+	if err != nil {
+		return err
+	}
+	if err := disk.CheckOverlay(layers[i].file, info.Size()); err != nil {
+		return fmt.Errorf("%s: %w", layers[i].path, err)
+	}
+	return nil
 }
 
 func closeLayers(layers []diskLayer) error {

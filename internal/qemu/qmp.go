@@ -65,6 +65,14 @@ type qmp struct {
 	subs    map[*qmpSubscription]struct{}
 }
 
+// decode reads the event's data, whose sender is not to be trusted.
+func (e qmpEvent) decode(data any) error {
+	if err := json.Unmarshal(e.Data, data); err != nil {
+		return fmt.Errorf("qmp event %s: %w", e.Name, err)
+	}
+	return nil
+}
+
 type qmpVersion struct {
 	QEMU struct {
 		Major int `json:"major"`

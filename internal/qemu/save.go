@@ -187,8 +187,13 @@ func (h *hypervisor) Snapshot(ctx context.Context, paused bool, hold func(contex
 		snapshot.Disk = append(snapshot.Disk, file)
 	}
 	snapshot.Requires = h.requirements()
-	snapshot.Memory, snapshot.State, err = s.take()
-	return snapshot, err
+	if snapshot.Memory, snapshot.State, err = s.take(); err != nil {
+		return nil, err
+	}
+	if len(upper.layers) > maxLayers {
+		h.background.Go(func() { h.flatten(i, upper) })
+	}
+	return snapshot, nil
 }
 
 // writesOthers tells whether the machine writes to a disk that others have.
