@@ -219,8 +219,8 @@ func (s *supervisor) save(ctx context.Context) (*Saved, error) {
 	var err error
 	if saved.machine, err = m.Snapshot(ctx); err != nil {
 		err = fmt.Errorf("sandbox %q: %w", record.Name, s.explain(ctx, err))
-		if errors.Is(err, errors.ErrUnsupported) {
-			err = &hintError{err, "one with --disk read-only, by :ro, or without any can be copied"}
+		if errors.Is(err, errors.ErrUnsupported) && slices.ContainsFunc(s.config.Disks, func(d api.Disk) bool { return !d.ReadOnly }) {
+			err = &hintError{err, "a disk that it only reads, --disk FILE:PATH:ro, is no obstacle"}
 		}
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/state"
 	"github.com/matchlock/matchlock/sandbox"
 )
 
@@ -63,6 +64,11 @@ any more. The ids are printed.`,
 // fork saves a sandbox and has supervisors go on from that, one for each copy. It
 // returns those that came to run.
 func (a *app) fork(cmd *cobra.Command, ref string, n int, o order, labels map[string]string) ([]api.Info, error) {
+	if o.Name != "" {
+		if err := state.CheckName(o.Name); err != nil {
+			return nil, err
+		}
+	}
 	sb, err := a.options().Attach(cmd.Context(), ref)
 	if err != nil {
 		return nil, err
