@@ -34,6 +34,16 @@ var benchmarks = []benchmark{
 		},
 	},
 	{
+		name: "fork", unit: "ms", times: 2, measure: fork,
+		lines: []line{
+			{what: "a sandbox busy with 100 MiB stands still to be copied", limit: 60},
+			{what: "its longest pause meanwhile, when it is not copied", part: true},
+			{what: "all of the saving", part: true},
+			{what: "one of 8 copies, until it has run a command", part: true, limit: 300},
+			{what: "all 8, as many at once as there are processors", part: true},
+		},
+	},
+	{
 		name: "cold", unit: "ms", measure: cold,
 		lines: []line{
 			{what: "`matchlock run --cold busybox true`"},
