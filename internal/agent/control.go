@@ -75,6 +75,7 @@ type Setup struct {
 	Entropy  []byte
 	// MachineID is 32 hexadecimal digits, as machine-id(5) has it.
 	MachineID string
+	BootID    string // a UUID
 	Env       map[string]string
 	Hosts     []api.HostIPMapping
 }
@@ -86,6 +87,7 @@ func (s *Setup) encode() []byte {
 	encodeTime(&e, s.Time)
 	e.Blob(s.Entropy)
 	e.String(s.MachineID)
+	e.String(s.BootID)
 	e.Map(s.Env)
 	encodeHosts(&e, s.Hosts)
 	return e.Encoded()
@@ -98,6 +100,7 @@ func decodeSetup(d *wire.Decoder) *Setup {
 		Time:      decodeTime(d),
 		Entropy:   d.Blob(maxText),
 		MachineID: d.String(maxName),
+		BootID:    d.String(maxName),
 		Env:       d.Map(maxEnv),
 		Hosts:     decodeHosts(d),
 	}

@@ -117,6 +117,7 @@ func TestControl(t *testing.T) {
 		Time:      time.Unix(1234567890, 987654321),
 		Entropy:   []byte{0xC0, 0xDB, 0, 1},
 		MachineID: "0123456789abcdef0123456789abcdef",
+		BootID:    "01234567-89ab-4def-8123-456789abcdef",
 		Env:       map[string]string{"A": "1", "B": ""},
 		Hosts:     []api.HostIPMapping{{Host: "h", IP: "::1"}},
 	}

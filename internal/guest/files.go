@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/agent"
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
@@ -22,44 +23,38 @@ import (
 // first time has a long way to go.
 type identity struct {
 	hostname, hosts, resolv, machineID *os.File
-	bootID                             *os.File // in a copy: over the kernel's, which is that of the other
+	bootID                             *os.File // the kernel's own is the same in all copies once somebody has read it
 }
 
 // identityDir is where the files are made. It is gone when they are in place.
 const identityDir = "/run/matchlock"
 
+// bootIDPath is where the kernel tells by which no two boots are the same.
+const bootIDPath = "/proc/sys/kernel/random/boot_id"
+
 // makeIdentity makes the files.
 func makeIdentity() (id identity, err error) {
-	for place, file := range map[string]**os.File{"/etc/hostname": &id.hostname, "/etc/hosts": &id.hosts, "/etc/resolv.conf": &id.resolv, "/etc/machine-id": &id.machineID} {
+	if err := (mount{"tmpfs", identityDir, "tmpfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=755,size=1m"}).do(); err != nil {
+		return id, err
+	}
+	for place, file := range map[string]**os.File{
+		"/etc/hostname": &id.hostname, "/etc/hosts": &id.hosts, "/etc/resolv.conf": &id.resolv, "/etc/machine-id": &id.machineID, bootIDPath: &id.bootID,
+	} {
+		made := filepath.Join(identityDir, filepath.Base(place))
+		if *file, err = os.OpenFile(made, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
+			return id, err
+		}
 		if err := makePlace(place); err != nil {
 			return id, err
 		}
-		if *file, err = id.mountFile(place); err != nil {
-			return id, err
+		if err := unix.Mount(made, place, "", unix.MS_BIND, ""); err != nil {
+			return id, fmt.Errorf("mount %s: %w", place, err)
 		}
 	}
-	return id, nil
-}
-
-// mountFile mounts an empty file in memory over the one at place.
-func (identity) mountFile(place string) (*os.File, error) {
-	if err := (mount{"tmpfs", identityDir, "tmpfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=755,size=256k"}).do(); err != nil {
-		return nil, err
+	if err := unix.Unmount(identityDir, unix.MNT_DETACH); err != nil {
+		return id, fmt.Errorf("unmount %s: %w", identityDir, err)
 	}
-	made := filepath.Join(identityDir, filepath.Base(place))
-	file, err := os.OpenFile(made, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
-	if err == nil {
-		if err = unix.Mount(made, place, "", unix.MS_BIND, ""); err != nil {
-			err = fmt.Errorf("mount %s: %w", place, err)
-		}
-	}
-	if gone := unix.Unmount(identityDir, unix.MNT_DETACH); err == nil && gone != nil {
-		err = fmt.Errorf("unmount %s: %w", identityDir, gone)
-	}
-	if err == nil {
-		err = os.Remove(identityDir)
-	}
-	return file, err
+	return id, os.Remove(identityDir)
 }
 
 // makePlace makes sure that a file can be mounted over what is at path. What is
@@ -82,7 +77,7 @@ func makePlace(path string) error {
 }
 
 // write names the guest and fills in the files. All stay open, for renew.
-func (id identity) write(p wire.Params, machineID string, hosts []api.HostIPMapping) error {
+func (id identity) write(p wire.Params, s *agent.Setup) error {
 	hostname := hostnameOf(p)
 	if err := unix.Sethostname([]byte(hostname)); err != nil {
 		return fmt.Errorf("hostname: %w", err)
@@ -90,17 +85,20 @@ func (id identity) write(p wire.Params, machineID string, hosts []api.HostIPMapp
 	if _, err := id.hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" + ownLine(p, hostname)); err != nil {
 		return err
 	}
-	if err := id.addHosts(hosts); err != nil {
+	if err := id.addHosts(s.Hosts); err != nil {
 		return err
 	}
-	var resolv strings.Builder
 	if !p.NoNetwork {
+		var resolv strings.Builder
 		for _, server := range p.DNS {
 			resolv.WriteString("nameserver " + server.String() + "\n")
 		}
+		if _, err := id.resolv.WriteString(resolv.String()); err != nil {
+			return err
+		}
 	}
-	for file, content := range map[*os.File]string{id.hostname: hostname + "\n", id.resolv: resolv.String(), id.machineID: machineID + "\n"} {
-		if _, err := file.WriteString(content); err != nil {
+	for file, content := range map[*os.File]string{id.hostname: hostname, id.machineID: s.MachineID, id.bootID: s.BootID} {
+		if _, err := file.WriteString(content + "\n"); err != nil {
 			return err
 		}
 	}
@@ -123,34 +121,21 @@ func ownLine(p wire.Params, hostname string) string {
 	return own + "\t" + hostname + "\n"
 }
 
-// bootIDPath is where the kernel tells by which no two boots are the same. It is
-// made when somebody reads it first: copies of a machine in which that was done
-// have the same.
-const bootIDPath = "/proc/sys/kernel/random/boot_id"
-
 // renew gives a copy a name, a machine id and a boot id of its own. What user code
-// has written into the files stays, but for the guest's own line in that of hosts.
-func (id *identity) renew(p *wire.Params, hostname, machineID string) (err error) {
+// has written into the file of hosts stays, but for the guest's own line.
+func (id identity) renew(p *wire.Params, s *agent.Setup) error {
 	before := *p
-	p.Hostname = hostname
-	if err := unix.Sethostname([]byte(hostnameOf(*p))); err != nil {
+	p.Hostname = s.Hostname
+	hostname := hostnameOf(*p)
+	if err := unix.Sethostname([]byte(hostname)); err != nil {
 		return fmt.Errorf("hostname: %w", err)
 	}
 	hosts, err := readAll(id.hosts)
 	if err != nil {
 		return err
 	}
-	hosts = strings.Replace(hosts, ownLine(before, hostnameOf(before)), ownLine(*p, hostnameOf(*p)), 1)
-	if id.bootID == nil {
-		if id.bootID, err = id.mountFile(bootIDPath); err != nil {
-			return err
-		}
-	}
-	bootID, err := os.ReadFile("/proc/sys/kernel/random/uuid") // of the generator that has new entropy
-	if err != nil {
-		return err
-	}
-	for file, content := range map[*os.File]string{id.hosts: hosts, id.hostname: hostnameOf(*p) + "\n", id.machineID: machineID + "\n", id.bootID: string(bootID)} {
+	hosts = strings.Replace(hosts, ownLine(before, hostnameOf(before)), ownLine(*p, hostname), 1)
+	for file, content := range map[*os.File]string{id.hosts: hosts, id.hostname: hostname + "\n", id.machineID: s.MachineID + "\n", id.bootID: s.BootID + "\n"} {
 		if err := replace(file, content); err != nil {
 			return err
 		}

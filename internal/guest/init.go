@@ -46,6 +46,9 @@ func Main() error {
 	if err := mountKernelFileSystems(); err != nil {
 		return err
 	}
+	if err := goFirst(); err != nil {
+		return err
+	}
 	devices, err := os.OpenRoot("/dev")
 	if err != nil {
 		return err
@@ -61,11 +64,38 @@ func Main() error {
 	if err := loadModules("/modules"); err != nil {
 		return err
 	}
-	control, err := openPort(devices, wire.ControlPortName)
+	device, err := waitForPort(wire.ControlPortName)
+	if err != nil {
+		return err
+	}
+	control, err := openPort(devices, device)
 	if err != nil {
 		return err
 	}
 	return agent.ServeControl(control, &guest{devices: devices, params: params})
+}
+
+// priority is that of this program, as nice(2) has it: the host is answered however
+// busy user code is.
+const priority = -10
+
+// goFirst gives all threads of this program their priority; those to come inherit
+// it.
+func goFirst() error {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, task := range tasks {
+		id, err := strconv.Atoi(task.Name())
+		if err == nil {
+			err = unix.Setpriority(unix.PRIO_PROCESS, id, priority)
+		}
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("priority: %w", err)
+		}
+	}
+	return nil
 }
 
 // guest is the one guest there is. The control port calls its methods one at a
@@ -172,8 +202,12 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 		return err
 	}
 	// A copy finds the port open, and nothing that was said on it.
+	device, err := waitForPort(wire.DataPortName)
+	if err != nil {
+		return err
+	}
 	opened := make(chan struct{})
-	go g.serveData(sync.OnceFunc(func() { close(opened) }))
+	go g.serveData(device, sync.OnceFunc(func() { close(opened) }))
 	<-opened
 	return nil
 }
@@ -205,7 +239,7 @@ func (g *guest) Setup(s *agent.Setup) error {
 	if err := configureNetwork(params); err != nil {
 		return err
 	}
-	if err := g.identity.write(params, s.MachineID, s.Hosts); err != nil {
+	if err := g.identity.write(params, s); err != nil {
 		return err
 	}
 	if err := mountDisks(params.Disks, g.devices); err != nil {
@@ -231,7 +265,7 @@ func (g *guest) Renew(s *agent.Setup) error {
 	if err := addEntropy(g.random, s.Entropy); err != nil {
 		return err
 	}
-	return g.identity.renew(&g.params, s.Hostname, s.MachineID)
+	return g.identity.renew(&g.params, s)
 }
 
 // Freeze implements agent.ControlHandler.
@@ -385,9 +419,9 @@ func makeCgroup(cpus float64) (*os.File, error) {
 
 // serveData serves the agent on the data port, and again on a new session each
 // time the host has reset it. opened is told of each time that the port is open.
-func (g *guest) serveData(opened func()) {
+func (g *guest) serveData(device string, opened func()) {
 	for {
-		data, err := openPort(g.devices, wire.DataPortName)
+		data, err := openPort(g.devices, device)
 		if err != nil {
 			fatal(err)
 		}

@@ -27,13 +27,19 @@ type port struct {
 // portTimeout is how long the kernel may take to find its virtio devices.
 const portTimeout = 10 * time.Second
 
-// openPort waits for the port that the host has given a name and opens it.
-// devices is the kernel's own /dev, which user code never sees.
-func openPort(devices *os.Root, name string) (*port, error) {
-	device, err := waitFor(portTimeout, func() (string, bool) { return findPort(name) })
+// waitForPort waits for the port that the host has given a name and returns that
+// of its device.
+func waitForPort(name string) (device string, err error) {
+	device, err = waitFor(portTimeout, func() (string, bool) { return findPort(name) })
 	if err != nil {
-		return nil, fmt.Errorf("port %s: %w", name, err)
+		err = fmt.Errorf("port %s: %w", name, err)
 	}
+	return device, err
+}
+
+// openPort opens a port by its device. devices is the kernel's own /dev, which
+// user code never sees.
+func openPort(devices *os.Root, device string) (*port, error) {
 	// Non-blocking from the start, so that the runtime's poller takes it and
 	// Close wakes whoever reads or writes.
 	file, err := devices.OpenFile(device, os.O_RDWR|syscall.O_NONBLOCK, 0)

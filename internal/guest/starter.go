@@ -47,8 +47,8 @@ func (s *starter) restrain(r *restraint) error {
 		// Never unlocked: the thread ends with the goroutine, and nothing else
 		// ever runs on it.
 		runtime.LockOSThread()
-		var err error
-		if r != nil {
+		err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), 0) // which commands inherit
+		if err == nil && r != nil {
 			err = r.apply()
 		}
 		applied <- err

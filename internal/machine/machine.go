@@ -200,6 +200,7 @@ func (m *Machine) setUp(ctx context.Context) error {
 	setup := agent.Setup{
 		Hostname:  params.Hostname,
 		MachineID: machineID(m.config.ID),
+		BootID:    newUUID(),
 		Env:       m.config.Env,
 		Hosts:     m.config.AddHosts,
 		Entropy:   make([]byte, entropyBytes),
@@ -232,6 +233,14 @@ func (m *Machine) renew(ctx context.Context, setup agent.Setup) error {
 		return err
 	}
 	return m.control.Reset(ctx, m.config.Epoch)
+}
+
+// newUUID makes a random UUID (RFC 9562, version 4).
+func newUUID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 // machineID is the guest's, as machine-id(5) has it: the same each time that the
