@@ -200,7 +200,7 @@ func TestVMForkOften(t *testing.T) {
 	const forks, each = 20, 1
 	p := newPlace(t)
 	sb := p.start(t, api.Config{Image: p.image(t, "busybox.tar"), Memory: 128 << 20})
-	talker := sb.Command(context.Background(), "sh", "-c", "i=0; while :; do i=$((i+1)); echo $i > /number; echo line $i of many; usleep 3000; done")
+	talker := sb.Command(context.Background(), "sh", "-c", "i=0; while :; do i=$((i+1)); echo $i > /new; mv /new /number; echo line $i of many; usleep 3000; done")
 	out, said := lines()
 	talker.Stdout = out
 	must(t, talker.Start())

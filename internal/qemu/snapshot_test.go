@@ -76,7 +76,7 @@ func TestVMSnapshot(t *testing.T) {
 	config := overlayConfig(t, "original")
 	original := started(t, backendOptions(t), config)
 	shell(t, original, `cat /proc/sys/kernel/random/boot_id; echo before > /file; sync
-		(i=0; while :; do i=$((i+1)); echo $i > /tmp/counter; usleep 20000; done) >/dev/null 2>&1 </dev/null &`)
+		(i=0; while :; do i=$((i+1)); echo $i > /tmp/new; mv /tmp/new /tmp/counter; usleep 20000; done) >/dev/null 2>&1 </dev/null &`)
 	const identity = `hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id; grep -v localhost /etc/hosts; head -c 16 /dev/urandom | xxd -p; cat /proc/sys/kernel/random/uuid`
 	seen := map[string]string{}
 	mine := func(name string, m vm.Machine) {
