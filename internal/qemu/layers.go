@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/matchlock/matchlock/internal/disk"
 )
 
@@ -130,7 +128,7 @@ func adoptLayers(path string, files []*os.File) error {
 		if i > 0 {
 			to = layerPath(path, i)
 		}
-		if err := adopt(to, file); err != nil {
+		if err := disk.Adopt(to, file); err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
 	}
@@ -143,18 +141,4 @@ func adoptLayers(path string, files []*os.File) error {
 		return err
 	}
 	return top.Close()
-}
-
-// adopt makes path a name of a file that does not change any more; where it
-// cannot be, as on another file system, a copy.
-func adopt(path string, file *os.File) error {
-	err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", file.Fd()), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
-	if err == nil || errors.Is(err, unix.EEXIST) {
-		return err
-	}
-	to, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	return errors.Join(disk.CopySparse(to, file), to.Chmod(0o400), to.Close())
 }
