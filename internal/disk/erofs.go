@@ -214,7 +214,7 @@ func (e *erofs) took(n int) {
 }
 
 func (e *erofs) flush() error {
-	err := writeSparse(e.file, e.buf, e.end-int64(len(e.buf)))
+	err := WriteSparse(e.file, e.buf, e.end-int64(len(e.buf)))
 	e.buf = e.buf[:0]
 	return err
 }

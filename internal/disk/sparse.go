@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 )
 
@@ -37,7 +38,7 @@ func copyBytes(dst, src *os.File, offset, n int64) error {
 		if _, err := io.ReadFull(io.NewSectionReader(src, offset, n), p); err != nil {
 			return err
 		}
-		if err := writeSparse(dst, p, offset); err != nil {
+		if err := WriteSparse(dst, p, offset); err != nil {
 			return err
 		}
 		offset, n = offset+int64(len(p)), n-int64(len(p))
@@ -45,8 +46,8 @@ func copyBytes(dst, src *os.File, offset, n int64) error {
 	return nil
 }
 
-// writeSparse writes p at offset but for its blocks of zeros, which the file must have as holes already.
-func writeSparse(f *os.File, p []byte, offset int64) error {
+// WriteSparse writes p at offset but for its blocks of zeros, which the file must have as holes already.
+func WriteSparse(f *os.File, p []byte, offset int64) error {
 	for len(p) > 0 {
 		n := run(p, false)
 		if n > 0 {
@@ -82,23 +83,37 @@ func EachBlock(f *os.File, visit func(offset int64, block []byte) error) error {
 		return err
 	}
 	buf := make([]byte, 1<<20)
+	done := int64(0)
 	return eachExtent(f, info.Size(), func(from, to int64) error {
-		from -= from % blockSize
+		// A file system may have smaller blocks, and tell of two extents in one of ours.
+		from = max(done, from-from%blockSize)
+		to = min(info.Size(), (to+blockSize-1)/blockSize*blockSize)
+		done = max(done, to)
 		for from < to {
 			p := buf[:min(int64(len(buf)), to-from)]
 			if _, err := io.ReadFull(io.NewSectionReader(f, from, to-from), p); err != nil {
 				return err
 			}
-			for len(p) > 0 {
-				block := p[:min(blockSize, len(p))]
-				if !bytes.Equal(block, zeroBlock[:len(block)]) {
-					if err := visit(from, block); err != nil {
-						return err
-					}
+			for offset, block := range Blocks(p, from) {
+				if err := visit(offset, block); err != nil {
+					return err
 				}
-				p, from = p[len(block):], from+int64(len(block))
 			}
+			from += int64(len(p))
 		}
 		return nil
 	})
+}
+
+// Blocks yields the blocks that EachBlock would visit of a file that has p at offset, a multiple of 4096, and nothing else.
+func Blocks(p []byte, offset int64) iter.Seq2[int64, []byte] {
+	return func(yield func(int64, []byte) bool) {
+		for len(p) > 0 {
+			block := p[:min(blockSize, len(p))]
+			if !bytes.Equal(block, zeroBlock[:len(block)]) && !yield(offset, block) {
+				return
+			}
+			p, offset = p[len(block):], offset+int64(len(block))
+		}
+	}
 }

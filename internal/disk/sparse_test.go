@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -81,5 +82,40 @@ func TestCopySparse(t *testing.T) {
 			}
 			check(t, plain)
 		})
+	}
+}
+
+// TestBlocks has EachBlock and Blocks tell the same of a file.
+func TestBlocks(t *testing.T) {
+	content := make([]byte, 5*blockSize+7)
+	for _, at := range []int{0, blockSize, 3*blockSize + 100, 5*blockSize + 6} {
+		content[at] = 1
+	}
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	type block struct {
+		offset int64
+		length int
+	}
+	var each, blocks []block
+	if err := EachBlock(f, func(offset int64, b []byte) error {
+		each = append(each, block{offset, len(b)})
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for offset, b := range Blocks(content, 0) {
+		blocks = append(blocks, block{offset, len(b)})
+	}
+	want := []block{{0, blockSize}, {blockSize, blockSize}, {3 * blockSize, blockSize}, {5 * blockSize, 7}}
+	if !slices.Equal(each, want) || !slices.Equal(blocks, want) {
+		t.Errorf("EachBlock tells %v, Blocks %v, want %v", each, blocks, want)
 	}
 }
