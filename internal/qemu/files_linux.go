@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,10 +12,6 @@ const (
 	socketStream   = unix.SOCK_STREAM
 	socketDatagram = unix.SOCK_DGRAM
 )
-
-// changeTime is when a file's content or attributes were last changed, in
-// nanoseconds of Unix time.
-func changeTime(st *syscall.Stat_t) int64 { return st.Ctim.Nano() }
 
 // guestMemory makes the file that is the memory of a guest that boots.
 func guestMemory(megabytes int) (*os.File, error) {

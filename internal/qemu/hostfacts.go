@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/matchlock/matchlock/internal/hostfs"
@@ -30,11 +29,11 @@ type kvmFact struct {
 // hostFactsPath is empty when nothing can be remembered: without a directory,
 // or on a host that does not tell its boots apart.
 func hostFactsPath(dir string) (path, bootID string) {
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil || dir == "" {
+	id := hostfs.BootID()
+	if id == "" || dir == "" {
 		return "", ""
 	}
-	return filepath.Join(dir, "host.json"), strings.TrimSpace(string(id))
+	return filepath.Join(dir, "host.json"), id
 }
 
 func readHostFacts(dir string) hostFacts {

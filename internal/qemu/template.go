@@ -52,36 +52,19 @@ const (
 // shape is all that is baked into a template. Machines of which any of it
 // differs do not fit.
 type shape struct {
-	Wire      int      `json:"wire"` // wire.Version
-	QEMU      fileID   `json:"qemu"`
-	Machine   string   `json:"machine"`
-	Accel     string   `json:"accel"`
-	Kernel    fileID   `json:"kernel"`
-	Initramfs fileID   `json:"initramfs"`
-	Args      string   `json:"args"` // the kernel's, the host's clock rate among them
-	VCPUs     int      `json:"vcpus"`
-	MemoryMB  int      `json:"memory_mb"`
-	Params    string   `json:"params"` // as far as they count before a machine is set up
-	Layers    []fileID `json:"layers"`
-	Upper     int64    `json:"upper"` // bytes
-	MTU       int      `json:"mtu"`   // of the link; 0: there is none
-}
-
-// fileID tells a file from what it was before and from all others.
-type fileID struct {
-	Path   string `json:"path"`
-	Size   int64  `json:"size"`
-	Inode  uint64 `json:"inode"`
-	Change int64  `json:"change"` // of content or attributes, in nanoseconds of Unix time
-}
-
-func identify(path string) (fileID, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return fileID{}, err
-	}
-	st := info.Sys().(*syscall.Stat_t)
-	return fileID{path, info.Size(), st.Ino, changeTime(st)}, nil
+	Wire      int             `json:"wire"` // wire.Version
+	QEMU      hostfs.FileID   `json:"qemu"`
+	Machine   string          `json:"machine"`
+	Accel     string          `json:"accel"`
+	Kernel    hostfs.FileID   `json:"kernel"`
+	Initramfs hostfs.FileID   `json:"initramfs"`
+	Args      string          `json:"args"` // the kernel's, the host's clock rate among them
+	VCPUs     int             `json:"vcpus"`
+	MemoryMB  int             `json:"memory_mb"`
+	Params    string          `json:"params"` // as far as they count before a machine is set up
+	Layers    []hostfs.FileID `json:"layers"`
+	Upper     int64           `json:"upper"` // bytes
+	MTU       int             `json:"mtu"`   // of the link; 0: there is none
 }
 
 // shapeOf returns the machine's shape, or false for one that is not to be a copy.
@@ -95,13 +78,13 @@ func (h *hypervisor) shapeOf(boot BootFiles, scratchSize int64) (s shape, ok boo
 		Params: wire.Params{Root: c.Params.Root, CPUs: c.Params.CPUs, Privileged: c.Params.Privileged, NoNetwork: c.NoNetwork}.String(),
 		MTU:    linkMTU(c),
 	}
-	for path, id := range map[string]*fileID{h.path: &s.QEMU, boot.Kernel: &s.Kernel, boot.Initramfs: &s.Initramfs} {
-		if *id, err = identify(path); err != nil {
+	for path, id := range map[string]*hostfs.FileID{h.path: &s.QEMU, boot.Kernel: &s.Kernel, boot.Initramfs: &s.Initramfs} {
+		if *id, err = hostfs.Identify(path); err != nil {
 			return s, false, err
 		}
 	}
 	for _, path := range c.OverlayLowerPaths {
-		id, err := identify(path)
+		id, err := hostfs.Identify(path)
 		if err != nil {
 			return s, false, err
 		}
@@ -146,7 +129,7 @@ func (r *record) read(dir string) error {
 
 // stored is a file as it was written.
 type stored struct {
-	fileID
+	hostfs.FileID
 	Sum string `json:"sum"` // see contentSum
 }
 
@@ -185,12 +168,12 @@ func (t *template) open(all bool) (err error) {
 		file **os.File
 	}{{templateMemory, &r.Memory, &t.memory}, {templateUpper, &r.Upper, &t.upper}} {
 		path := filepath.Join(t.dir, f.name)
-		now, err := identify(path)
+		now, err := hostfs.Identify(path)
 		if err != nil {
 			return err
 		}
 		now.Path = f.is.Path // a folder may be moved
-		if trusted && now != f.is.fileID || now.Size != f.is.Size {
+		if trusted && now != f.is.FileID || now.Size != f.is.Size {
 			return fmt.Errorf("%s: it was changed", f.name)
 		}
 		if *f.file, err = os.Open(path); err != nil {
@@ -202,7 +185,7 @@ func (t *template) open(all bool) (err error) {
 		if sum, err := contentSum(*f.file); err != nil || sum != f.is.Sum {
 			return errors.Join(fmt.Errorf("%s: it is damaged", f.name), err)
 		}
-		f.is.fileID = now
+		f.is.FileID = now
 	}
 	if t.state, err = readState(filepath.Join(t.dir, templateState)); err != nil {
 		return err
@@ -354,7 +337,7 @@ func keep(path string, from *os.File, is *stored) error {
 	if is.Sum, err = contentSum(to); err != nil {
 		return err
 	}
-	is.fileID, err = identify(path)
+	is.FileID, err = hostfs.Identify(path)
 	return err
 }
 

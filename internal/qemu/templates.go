@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/hostfs"
 )
 
 const (
@@ -74,8 +75,8 @@ func describe(dir string) (api.Template, error) {
 // stale says why no machine will have the shape again, "" where one may: each of
 // the files would have to be what it was.
 func (s shape) stale() string {
-	for _, was := range append([]fileID{s.QEMU, s.Kernel, s.Initramfs}, s.Layers...) {
-		switch now, err := identify(was.Path); {
+	for _, was := range append([]hostfs.FileID{s.QEMU, s.Kernel, s.Initramfs}, s.Layers...) {
+		switch now, err := hostfs.Identify(was.Path); {
 		case errors.Is(err, fs.ErrNotExist):
 			return was.Path + " is gone"
 		case err == nil && now != was:

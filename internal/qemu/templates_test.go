@@ -14,24 +14,25 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/hostfs"
 )
 
 // lastingShape is one of which all files are there.
 func lastingShape(t *testing.T, vcpus int) shape {
 	t.Helper()
-	file := func(name string) fileID {
+	file := func(name string) hostfs.FileID {
 		path := filepath.Join(t.TempDir(), name)
 		if err := os.WriteFile(path, []byte(name), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		id, err := identify(path)
+		id, err := hostfs.Identify(path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return id
 	}
 	return shape{
-		QEMU: file("qemu"), Kernel: file("kernel"), Initramfs: file("initramfs"), Layers: []fileID{file("layer0"), file("layer1")},
+		QEMU: file("qemu"), Kernel: file("kernel"), Initramfs: file("initramfs"), Layers: []hostfs.FileID{file("layer0"), file("layer1")},
 		VCPUs: vcpus, MemoryMB: 64, Upper: 16 << 20, Accel: accelTCG,
 	}
 }
