@@ -32,7 +32,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/wire":    {},
 	"internal/agent":   {ours: "api internal/wire", outside: "golang.org/x/sys"},
 	"internal/machine": {ours: "api vm internal/agent internal/hostfs internal/wire"},
-	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/hostfs internal/logs internal/machine internal/wire", outside: "golang.org/x/sys"},
+	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/hostfs internal/logs internal/machine internal/saved internal/wire", outside: "golang.org/x/sys"},
 	"internal/guest":   {ours: "api internal/agent internal/wire", outside: "golang.org/x/sys"},
 
 	"internal/compress": {outside: "github.com/klauspost/compress github.com/ulikunitz/xz"},
@@ -41,6 +41,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/boot":     {ours: "internal/compress internal/hostfs", outside: "github.com/pierrec/lz4/v4 github.com/ulikunitz/xz"},
 	"internal/disk":     {ours: "internal/hostfs", outside: "golang.org/x/sys"},
 	"internal/image":    {ours: "internal/compress internal/disk internal/hostfs", outside: "github.com/google/go-containerregistry"},
+	"internal/saved":    {ours: "vm internal/disk internal/hostfs"},
 	"internal/state":    {ours: "api internal/hostfs"},
 	"internal/control":  {ours: "internal/hostfs internal/logs internal/wire"},
 

@@ -3,6 +3,7 @@ package sandbox_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -181,7 +182,7 @@ func TestVMTemplateFaults(t *testing.T) {
 	}
 	for name, damage := range map[string]func(dir string) error{
 		"memory truncated": func(dir string) error { return os.Truncate(filepath.Join(dir, "memory"), 1<<20) },
-		"record missing":   func(dir string) error { return os.Remove(filepath.Join(dir, "template.json")) },
+		"record missing":   func(dir string) error { return os.Remove(filepath.Join(dir, "record.json")) },
 		// As another version's might be: its sum is right, and QEMU cannot load it.
 		"state of something else": func(dir string) error {
 			state := bytes.Repeat([]byte("state"), 1000)
@@ -189,8 +190,14 @@ func TestVMTemplateFaults(t *testing.T) {
 				return err
 			}
 			return changeRecord(dir, func(r map[string]any) {
-				sum := sha256.Sum256(state)
-				r["state"].(map[string]any)["sum"] = hex.EncodeToString(sum[:])
+				const block = 4096 // see package saved
+				sum := sha256.New()
+				binary.Write(sum, binary.BigEndian, int64(len(state)))
+				for at := 0; at < len(state); at += block {
+					binary.Write(sum, binary.BigEndian, int64(at))
+					sum.Write(state[at:min(at+block, len(state))])
+				}
+				r["files"].([]any)[1].(map[string]any)["sum"] = hex.EncodeToString(sum.Sum(nil))
 			})
 		},
 	} {
@@ -226,7 +233,7 @@ func TestWarmRefuses(t *testing.T) {
 }
 
 func changeRecord(dir string, change func(map[string]any)) error {
-	path := filepath.Join(dir, "template.json")
+	path := filepath.Join(dir, "record.json")
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return err

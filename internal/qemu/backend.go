@@ -163,7 +163,7 @@ func (b *Backend) makeUpper(ctx context.Context, h *hypervisor) (err error) {
 		}
 	}
 	if h.copyable {
-		if h.template, err = openTemplate(h.templates, h.shape); err != nil {
+		if h.template, err = openTemplate(ctx, h.templates, h.shape); err != nil {
 			h.log.Warn("a template cannot be used; the guest boots instead", "error", err)
 		}
 	}
@@ -174,7 +174,7 @@ func (b *Backend) makeUpper(ctx context.Context, h *hypervisor) (err error) {
 	if err != nil {
 		return err
 	}
-	return errors.Join(disk.CopySparse(upper, h.template.upper), upper.Close())
+	return errors.Join(disk.CopySparse(upper, h.template.Disk[0]), upper.Close())
 }
 
 // openDisks opens the images of all disks and returns the path of the one that

@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/matchlock/matchlock/internal/saved"
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
@@ -50,12 +50,12 @@ func (h *hypervisor) replaceInstance(ctx context.Context) (fresh bool, err error
 	defer state.Close()
 	var t *template
 	if h.copyable {
-		t = h.makeTemplate(memory, state)
+		t = h.makeTemplate(ctx, memory, state)
 	}
 	if h.accel.Name != accelTCG {
 		// Its process keeps nothing that is worth a change.
 		if t != nil {
-			t.close()
+			t.Close()
 		}
 		return false, errors.Join(memory.Close(), old.qmp.Execute(ctx, "cont", nil, nil, nil))
 	}
@@ -63,7 +63,7 @@ func (h *hypervisor) replaceInstance(ctx context.Context) (fresh bool, err error
 	h.memory = memory
 	if t != nil {
 		memory.Close()
-		h.template, h.memory = t, t.memory
+		h.template, h.memory = t, t.Memory
 	}
 	return true, h.handOver(ctx, old, state)
 }
@@ -87,9 +87,9 @@ func (h *hypervisor) takeOut(ctx context.Context, i *instance) (memory, state *o
 
 // makeTemplate makes a template of the guest, which stands still. Without one,
 // nil, all goes on as it would have.
-func (h *hypervisor) makeTemplate(memory, state *os.File) *template {
+func (h *hypervisor) makeTemplate(ctx context.Context, memory, state *os.File) *template {
 	began := time.Now()
-	t, err := makeTemplate(h.templates, h.shape, h.origin, memory, state, h.upper().top().file)
+	t, err := makeTemplate(ctx, h.templates, h.shape, h.origin, memory, state, h.upper().top().file)
 	h.warm(err == nil, err)
 	if err != nil {
 		if !errors.Is(err, ErrTemplateBeingMade) {
@@ -137,8 +137,8 @@ func (h *hypervisor) handOver(ctx context.Context, old *instance, state *os.File
 
 // startCopy begins as a copy of the template. After an error nothing runs.
 func (h *hypervisor) startCopy(ctx context.Context) error {
-	h.memory = h.template.memory
-	if err := h.goOnFrom(ctx, bytes.NewReader(h.template.state)); err != nil {
+	h.memory = h.template.Memory
+	if err := h.goOnFrom(ctx, io.NewSectionReader(h.template.State, 0, maxState)); err != nil {
 		return err
 	}
 	h.warm(false, nil)
@@ -174,8 +174,8 @@ func (h *hypervisor) goOnFrom(ctx context.Context, state io.Reader) error {
 
 // forgetTemplate makes the machine one that boots.
 func (h *hypervisor) forgetTemplate(ctx context.Context) error {
-	h.template.close()
-	err := removeTemplate(h.template.dir)
+	h.template.Close()
+	err := saved.Remove(h.template.dir)
 	h.template, h.memory = nil, nil
 	if err != nil {
 		h.log.Warn("removing a template", "error", err)
@@ -246,5 +246,4 @@ func (i *instance) load(ctx context.Context, state io.Reader) error {
 	}
 }
 
-// maxState bounds the state of the devices: some kilobytes a device.
-const maxState = 16 << 20
+const maxState = saved.MaxState

@@ -15,6 +15,7 @@ import (
 
 	"github.com/matchlock/matchlock/internal/hostfs"
 	"github.com/matchlock/matchlock/internal/machine"
+	"github.com/matchlock/matchlock/internal/saved"
 	"github.com/matchlock/matchlock/internal/wire"
 	"github.com/matchlock/matchlock/vm"
 )
@@ -393,9 +394,9 @@ func (h *hypervisor) Close() error {
 		errs = append(errs, h.snapshot.Close())
 	}
 	if h.template != nil {
-		h.template.close()
+		h.template.Close()
 		if !h.answered { // who knows why; the next start makes another
-			errs = append(errs, removeTemplate(h.template.dir))
+			errs = append(errs, saved.Remove(h.template.dir))
 		}
 	}
 	return errors.Join(errs...)

@@ -1,14 +1,20 @@
 package qemu
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
+)
 
-	"github.com/matchlock/matchlock/internal/hostfs"
+// What package saved calls the files of a template.
+const (
+	templateMemory = "memory"
+	templateState  = "state"
+	templateUpper  = "disk-0"
+	templateRecord = "record.json"
 )
 
 // machineFiles are the memory, state and upper disk of a machine that stands still.
@@ -35,11 +41,11 @@ func machineFiles(t *testing.T) (memory, state, upper *os.File) {
 func makeTestTemplate(t *testing.T, folder string, s shape) *template {
 	t.Helper()
 	memory, state, upper := machineFiles(t)
-	made, err := makeTemplate(folder, s, origin{}, memory, state, upper)
+	made, err := makeTemplate(t.Context(), folder, s, origin{}, memory, state, upper)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(made.close)
+	t.Cleanup(func() { made.Close() })
 	return made
 }
 
@@ -62,28 +68,28 @@ func contents(t *testing.T, folder string) (names []string) {
 
 func TestTemplate(t *testing.T) {
 	folder, s := templateFolder(t), shape{VCPUs: 1}
-	if found, err := openTemplate(folder, s); found != nil || err != nil {
+	if found, err := openTemplate(t.Context(), folder, s); found != nil || err != nil {
 		t.Errorf("where there is none: %v, %v", found, err)
 	}
 	made := makeTestTemplate(t, folder, s)
-	found, err := openTemplate(folder, s)
+	found, err := openTemplate(t.Context(), folder, s)
 	if err != nil || found == nil {
 		t.Fatalf("openTemplate = %v, %v", found, err)
 	}
-	defer found.close()
+	defer found.Close()
 	for _, tt := range []*template{made, found} {
 		got := make([]byte, 24)
-		if _, err := tt.memory.ReadAt(got, 20<<20); err != nil || string(got) != "what the guest remembers" {
+		if _, err := tt.Memory.ReadAt(got, 20<<20); err != nil || string(got) != "what the guest remembers" {
 			t.Errorf("memory has %q, %v", got, err)
 		}
-		if string(tt.state) != "registers" {
-			t.Errorf("state is %q", tt.state)
+		if _, err := tt.State.ReadAt(got[:9], 0); err != nil || string(got[:9]) != "registers" {
+			t.Errorf("state has %q, %v", got[:9], err)
 		}
-		if _, err := tt.upper.ReadAt(got[:5], 4096); err != nil || string(got[:5]) != "files" {
+		if _, err := tt.Disk[0].ReadAt(got[:5], 4096); err != nil || string(got[:5]) != "files" {
 			t.Errorf("upper has %q, %v", got[:5], err)
 		}
 	}
-	if other, err := openTemplate(folder, shape{VCPUs: 2}); other != nil || err != nil {
+	if other, err := openTemplate(t.Context(), folder, shape{VCPUs: 2}); other != nil || err != nil {
 		t.Errorf("for another shape: %v, %v", other, err)
 	}
 	if got := contents(t, folder); len(got) != 1 || got[0] != s.name() {
@@ -91,153 +97,61 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
-// TestTemplateDamage has a template be damaged in every way: it is not used, the
-// reason is told once, and another can be made.
+// TestTemplateDamage: one that is damaged is not used, the reason is told once,
+// and another can be made.
 func TestTemplateDamage(t *testing.T) {
-	write := func(at int64, text string) func(*testing.T, string) {
-		return func(t *testing.T, path string) {
-			f, err := os.OpenFile(path, os.O_WRONLY, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer f.Close()
-			if _, err := f.WriteAt([]byte(text), at); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	truncate := func(t *testing.T, path string) {
-		if err := os.Truncate(path, 3); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for name, damage := range map[string]struct {
-		file   string
-		do     func(*testing.T, string)
-		reboot bool // as if the host had booted anew since it was made
-		want   string
-	}{
-		"memory truncated":             {templateMemory, truncate, false, "memory: it was changed"},
-		"memory flipped":               {templateMemory, write(20<<20, "W"), false, "memory: it was changed"},
-		"memory flipped, after a boot": {templateMemory, write(20<<20, "W"), true, "memory: it is damaged"},
-		"a page more, after a boot":    {templateMemory, write(40<<20, "W"), true, "memory: it is damaged"},
-		"upper flipped, after a boot":  {templateUpper, write(4096, "F"), true, "upper: it is damaged"},
-		"upper truncated":              {templateUpper, truncate, true, "upper: it was changed"},
-		"state truncated":              {templateState, truncate, false, "state: it is damaged"},
-		"state flipped":                {templateState, write(0, "R"), false, "state: it is damaged"},
-		"record damaged":               {templateRecord, write(0, "x"), false, "invalid character"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			folder, s := templateFolder(t), shape{}
-			made := makeTestTemplate(t, folder, s)
-			damage.do(t, filepath.Join(made.dir, damage.file))
-			if damage.reboot {
-				bootAnew(t, made.dir)
-			}
-			found, err := openTemplate(folder, s)
-			if found != nil || err == nil || !strings.Contains(err.Error(), damage.want) {
-				t.Errorf("openTemplate = %v, %v; want %q in the error", found, err, damage.want)
-			}
-			if found, err := openTemplate(folder, s); found != nil || err != nil {
-				t.Errorf("a second time: %v, %v", found, err)
-			}
-			makeTestTemplate(t, folder, s)
-			if found, err = openTemplate(folder, s); err != nil {
-				t.Fatal(err)
-			}
-			found.close()
-		})
-	}
-}
-
-// bootAnew changes what is known of a template to what it would be after a boot
-// of the host.
-func bootAnew(t *testing.T, dir string) {
-	t.Helper()
-	var r record
-	path := filepath.Join(dir, templateRecord)
-	if err := hostfs.ReadRecord(path, &r); err != nil {
-		t.Fatal(err)
-	}
-	r.BootID = "another"
-	if err := hostfs.WriteRecord(path, &r); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// TestTemplateAfterBoot: one that is sound is used after a boot of the host, and
-// its sums are asked for once.
-func TestTemplateAfterBoot(t *testing.T) {
 	folder, s := templateFolder(t), shape{}
 	made := makeTestTemplate(t, folder, s)
-	bootAnew(t, made.dir)
-	for range 2 {
-		found, err := openTemplate(folder, s)
-		if err != nil || found == nil {
-			t.Fatalf("openTemplate = %v, %v", found, err)
-		}
-		found.close()
-		var r record
-		if err := hostfs.ReadRecord(filepath.Join(made.dir, templateRecord), &r); err != nil || r.BootID == "another" {
-			t.Errorf("the record says %q, %v", r.BootID, err)
-		}
-	}
-}
-
-// TestTemplateAtOnce has many make the same one: it is made, and nothing is left.
-func TestTemplateAtOnce(t *testing.T) {
-	folder, s := templateFolder(t), shape{}
-	// What a maker left that was killed.
-	left := filepath.Join(folder, newTemplatePrefix+s.name())
-	if err := os.MkdirAll(left, 0o700); err != nil {
+	if err := os.Truncate(filepath.Join(made.dir, templateState), 3); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(left, templateMemory), []byte("half"), 0o600); err != nil {
+	found, err := openTemplate(t.Context(), folder, s)
+	if found != nil || err == nil || !strings.Contains(err.Error(), "template "+s.name()+": state: it is damaged") {
+		t.Errorf("openTemplate = %v, %v", found, err)
+	}
+	if found, err := openTemplate(t.Context(), folder, s); found != nil || err != nil {
+		t.Errorf("a second time: %v, %v", found, err)
+	}
+	makeTestTemplate(t, folder, s)
+	if found, err = openTemplate(t.Context(), folder, s); err != nil || found == nil {
+		t.Fatalf("after another was made: %v, %v", found, err)
+	}
+	found.Close()
+}
+
+// TestTemplateOfOld: what an older matchlock has left is ignored, and replaced.
+func TestTemplateOfOld(t *testing.T) {
+	folder, s := templateFolder(t), shape{}
+	dir := filepath.Join(folder, s.name())
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chmod(folder, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	memory, state, upper := machineFiles(t)
-	var all sync.WaitGroup
-	var mu sync.Mutex
-	made := 0
-	for range 8 {
-		files := make([]*os.File, 3)
-		for i, f := range []*os.File{memory, state, upper} {
-			again, err := os.Open(f.Name())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer again.Close()
-			files[i] = again
-		}
-		all.Go(func() {
-			one, err := makeTemplate(folder, s, origin{}, files[0], files[1], files[2])
-			if err != nil {
-				if !errors.Is(err, ErrTemplateBeingMade) {
-					t.Error(err)
-				}
-				return
-			}
-			one.close()
-			mu.Lock()
-			defer mu.Unlock()
-			made++
-		})
+	if err := os.WriteFile(filepath.Join(dir, "template.json"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	all.Wait()
-	if made == 0 {
-		t.Error("nobody made it")
+	if found, err := openTemplate(t.Context(), folder, s); found != nil || err != nil {
+		t.Errorf("openTemplate = %v, %v", found, err)
 	}
-	if got := contents(t, folder); len(got) != 1 || got[0] != s.name() {
-		t.Errorf("the folder has %q", got)
+	makeTestTemplate(t, folder, s)
+}
+
+// TestTemplateInterrupted: an end is no reason to remove one.
+func TestTemplateInterrupted(t *testing.T) {
+	folder, s := templateFolder(t), shape{}
+	makeTestTemplate(t, folder, s)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if found, err := openTemplate(ctx, folder, s); found != nil || !errors.Is(err, context.Canceled) {
+		t.Errorf("after the end: %v, %v", found, err)
 	}
-	found, err := openTemplate(folder, s)
-	if err != nil || found == nil {
-		t.Fatalf("openTemplate = %v, %v", found, err)
+	if found, err := openTemplate(t.Context(), folder, s); found == nil || err != nil {
+		t.Errorf("openTemplate = %v, %v", found, err)
+	} else {
+		found.Close()
 	}
-	found.close()
 }
 
 // TestTemplateThatCannotBeMade leaves nothing.
@@ -245,7 +159,7 @@ func TestTemplateThatCannotBeMade(t *testing.T) {
 	folder := templateFolder(t)
 	memory, state, upper := machineFiles(t)
 	upper.Close()
-	if _, err := makeTemplate(folder, shape{}, origin{}, memory, state, upper); err == nil {
+	if _, err := makeTemplate(t.Context(), folder, shape{}, origin{}, memory, state, upper); err == nil {
 		t.Error("it was made of a file that is closed")
 	}
 	if got := contents(t, folder); len(got) != 0 {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -61,13 +62,13 @@ func TestTemplates(t *testing.T) {
 	}
 	before, after := lastingShape(t, 1), lastingShape(t, 2)
 	memory, state, upper := machineFiles(t)
-	made, err := makeTemplate(folder, after, origin{"busybox", "sha256:1"}, memory, state, upper)
+	made, err := makeTemplate(t.Context(), folder, after, origin{"busybox", "sha256:1"}, memory, state, upper)
 	if err != nil {
 		t.Fatal(err)
 	}
-	made.close()
+	made.Close()
 	lastUsed(t, makeTestTemplate(t, folder, before).dir, time.Hour)
-	if err := os.Mkdir(filepath.Join(folder, newTemplatePrefix+"1"), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(folder, ".new-1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 
@@ -130,46 +131,40 @@ func TestStaleTemplates(t *testing.T) {
 	}
 }
 
-// TestVerifyTemplates damages one of two templates, each file of it in turn, in a
-// way that a start would notice and in one that only the sums tell.
+// TestVerifyTemplates damages one of two templates, each file of it in turn.
 func TestVerifyTemplates(t *testing.T) {
 	for _, name := range []string{templateMemory, templateUpper, templateState, templateRecord} {
-		for _, anew := range []bool{false, true} {
-			folder := templateFolder(t)
-			sound, damaged := lastingShape(t, 1), lastingShape(t, 2)
-			makeTestTemplate(t, folder, sound)
-			dir := makeTestTemplate(t, folder, damaged).dir
-			if anew {
-				bootAnew(t, dir)
-			}
-			lastUsed(t, dir, time.Hour)
-			all, err := VerifyTemplates(t.Context(), folder)
-			if err != nil || len(all) != 2 || all[0].Damage+all[1].Damage != "" {
-				t.Errorf("%s: before: %+v, %v", name, all, err)
-			}
-			if len(all) == 2 && time.Since(all[1].Used) < time.Hour {
-				t.Errorf("%s: to verify it counts as use", name)
-			}
-			f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := f.WriteAt([]byte("x"), 0); err != nil {
-				t.Fatal(err)
-			}
-			f.Close()
+		folder := templateFolder(t)
+		sound, damaged := lastingShape(t, 1), lastingShape(t, 2)
+		makeTestTemplate(t, folder, sound)
+		dir := makeTestTemplate(t, folder, damaged).dir
+		lastUsed(t, dir, time.Hour)
+		all, err := VerifyTemplates(t.Context(), folder)
+		if err != nil || len(all) != 2 || all[0].Damage+all[1].Damage != "" {
+			t.Errorf("%s: before: %+v, %v", name, all, err)
+		}
+		if len(all) == 2 && time.Since(all[1].Used) < time.Hour {
+			t.Errorf("%s: to verify it counts as use", name)
+		}
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt([]byte("x"), 0); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
 
-			all, err = VerifyTemplates(t.Context(), folder)
-			i := slices.IndexFunc(all, func(t api.Template) bool { return t.ID == damaged.name() })
-			if err != nil || len(all) != 2 || i < 0 {
-				t.Fatalf("%s: %+v, %v", name, all, err)
-			}
-			if all[i].Damage == "" || all[1-i].Damage != "" {
-				t.Errorf("%s, booted anew %v: damage is %q and %q", name, anew, all[i].Damage, all[1-i].Damage)
-			}
-			if got := contents(t, folder); len(got) != 1 || got[0] != sound.name() {
-				t.Errorf("%s: left: %q", name, got)
-			}
+		all, err = VerifyTemplates(t.Context(), folder)
+		i := slices.IndexFunc(all, func(t api.Template) bool { return t.ID == damaged.name() })
+		if err != nil || len(all) != 2 || i < 0 {
+			t.Fatalf("%s: %+v, %v", name, all, err)
+		}
+		if all[i].Damage == "" || all[1-i].Damage != "" {
+			t.Errorf("%s: damage is %q and %q", name, all[i].Damage, all[1-i].Damage)
+		}
+		if got := contents(t, folder); len(got) != 1 || got[0] != sound.name() {
+			t.Errorf("%s: left: %q", name, got)
 		}
 	}
 }
@@ -196,7 +191,7 @@ func TestPruneTemplates(t *testing.T) {
 	makeTestTemplate(t, folder, kept)
 	unused := makeTestTemplate(t, folder, old)
 	lastUsed(t, unused.dir, templateAge+time.Hour)
-	for _, left := range []string{newTemplatePrefix + "1", oldTemplatePrefix + "2", "no-record"} {
+	for _, left := range []string{".new-1", ".dead-2", "no-record"} {
 		if err := os.Mkdir(filepath.Join(folder, left), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -212,12 +207,15 @@ func TestPruneTemplates(t *testing.T) {
 	}
 	// Whoever uses one that is removed goes on.
 	got := make([]byte, 4)
-	if _, err := unused.memory.ReadAt(got, 20<<20); err != nil || !bytes.Equal(got, []byte("what")) {
+	if _, err := unused.Memory.ReadAt(got, 20<<20); err != nil || !bytes.Equal(got, []byte("what")) {
 		t.Errorf("memory has %q, %v", got, err)
 	}
 	// All but those that are being made.
-	making := filepath.Join(folder, newTemplatePrefix+"3")
-	lock, err := lockMaking(making)
+	making := filepath.Join(folder, ".new-3")
+	if err := os.Mkdir(making, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := hostfs.Lock(t.Context(), making, os.O_RDONLY, syscall.LOCK_EX)
 	if err != nil {
 		t.Fatal(err)
 	}
