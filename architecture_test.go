@@ -41,7 +41,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/boot":     {ours: "internal/compress internal/hostfs", outside: "github.com/pierrec/lz4/v4 github.com/ulikunitz/xz"},
 	"internal/disk":     {ours: "internal/hostfs", outside: "golang.org/x/sys"},
 	"internal/image":    {ours: "internal/compress internal/disk internal/hostfs", outside: "github.com/google/go-containerregistry"},
-	"internal/saved":    {ours: "vm internal/disk internal/hostfs"},
+	"internal/saved":    {ours: "vm internal/compress internal/disk internal/hostfs", outside: "github.com/klauspost/compress"},
 	"internal/state":    {ours: "api internal/hostfs"},
 	"internal/control":  {ours: "internal/hostfs internal/logs internal/wire"},
 
