@@ -38,6 +38,12 @@ func TestAdopt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if written := adopted("written"); os.SameFile(written, info) || written.Mode().Perm() != 0o400 {
+		t.Errorf("of one that may be written: the same file or mode %v", written.Mode())
+	}
+	if err := file.Chmod(0o400); err != nil {
+		t.Fatal(err)
+	}
 	if !os.SameFile(adopted("linked"), info) {
 		t.Error("it could have been the same file")
 	}

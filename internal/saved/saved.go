@@ -274,17 +274,10 @@ func fill(dir string, m *vm.Snapshot, about any, durable bool) (*record, error) 
 // put makes a machine's i-th file of another.
 func put(dir string, i int, from *os.File, durable bool) (s stored, err error) {
 	path := filepath.Join(dir, fileName(i))
-	info, err := from.Stat()
-	if err != nil {
-		return s, err
-	}
-	switch {
-	case !isDisk(i):
-		err = copyFile(path, from, 0o600) // hypervisors open it for writing, though they map it privately
-	case info.Mode()&0o222 == 0:
+	if isDisk(i) {
 		err = disk.Adopt(path, from)
-	default:
-		err = copyFile(path, from, 0o400)
+	} else {
+		err = copyFile(path, from)
 	}
 	if err != nil {
 		return s, err
@@ -308,8 +301,9 @@ func put(dir string, i int, from *os.File, durable bool) (s stored, err error) {
 	return s, err
 }
 
-func copyFile(path string, from *os.File, mode fs.FileMode) error {
-	to, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, mode)
+// copyFile copies a file into one that hypervisors can open for writing, though they map it privately.
+func copyFile(path string, from *os.File) error {
+	to, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
