@@ -23,8 +23,8 @@ type OverlayError struct{ Fault string }
 
 func (e *OverlayError) Error() string { return "qcow2: " + e.Fault }
 
-// CheckOverlay makes sure that f is an overlay of a disk of size bytes which holds its data itself: qcow2 can have it in another file, by name, and
-// who wrote to this one may have chosen which. The error is an *OverlayError for what is wrong with it.
+// CheckOverlay makes sure that f is an overlay of a disk of size bytes which asks for no other file: qcow2 can name one that it lies over, or
+// that has its data, and who wrote to this one may have chosen which. The error is an *OverlayError for what is wrong with it.
 func CheckOverlay(f *os.File, size int64) error {
 	header := make([]byte, qcow2HeaderBytes)
 	if _, err := f.ReadAt(header, 0); err == io.EOF {
@@ -36,6 +36,8 @@ func CheckOverlay(f *os.File, size int64) error {
 	switch {
 	case be.Uint32(header[0:]) != qcow2Magic || be.Uint32(header[4:]) != 3 || be.Uint32(header[20:]) != qcow2ClusterBits || be.Uint32(header[100:]) < qcow2HeaderBytes:
 		return &OverlayError{"not in the form that is made here"}
+	case be.Uint64(header[8:]) != 0 && be.Uint32(header[16:]) != 0: // where its name is, and how long; QEMU leaves a place for none
+		return &OverlayError{"it names a file that it lies over"}
 	case be.Uint64(header[24:]) != uint64(size):
 		return &OverlayError{fmt.Sprintf("it is of a disk of %d bytes, not of %d", be.Uint64(header[24:]), size)}
 	case be.Uint32(header[32:]) != 0:

@@ -83,6 +83,7 @@ func TestCheckOverlay(t *testing.T) {
 		"version 2":         {7, "\x02", "not in the form"},
 		"other clusters":    {23, "\x0c", "not in the form"},
 		"a header cut":      {103, "\x48", "not in the form"},
+		"over a file":       {15, "\x70\x00\x00\x00\x05", "names a file"},
 		"another size":      {28, "\x01", "not of 67108864"},
 		"encrypted":         {35, "\x01", "encrypted"},
 		"damaged":           {79, "\x02", "features 0x2"},

@@ -35,8 +35,11 @@ const flattenJob = "flatten"
 func (i *instance) flatten(ctx context.Context, d *blockDevice) error {
 	ended, cancel := i.qmp.Subscribe("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 	defer cancel()
-	// Without a base it would read the whole disk.
-	if err := i.qmp.Execute(ctx, "block-stream", map[string]any{"job-id": flattenJob, "device": d.top().node, "base-node": d.layers[0].node}, nil, nil); err != nil {
+	if err := i.qmp.Execute(ctx, "block-stream", map[string]any{
+		"job-id": flattenJob, "device": d.top().node,
+		"base-node":    d.layers[0].node, // without one it would read the whole disk
+		"backing-file": "",               // a layer does not say what it lies over
+	}, nil, nil); err != nil {
 		return err
 	}
 	if err := awaitJob(ctx, ended); err != nil {

@@ -129,3 +129,39 @@ func TestVMSnapshot(t *testing.T) {
 		t.Errorf("after a stop the files have %q", got)
 	}
 }
+
+// Many snapshots leave few layers, and the disk whole: in the machine, in a copy
+// of the moment between, and after a stop.
+func TestVMFlatten(t *testing.T) {
+	const rounds = 20
+	config := overlayConfig(t, "original")
+	original := started(t, backendOptions(t), config)
+	shell(t, original, "mkdir /files")
+	var middle vm.Machine
+	for i := range rounds {
+		shell(t, original, fmt.Sprintf("head -c 200000 /dev/urandom > /files/%d; md5sum /files/%d >> /sums; sync", i, i))
+		s := snapshotOf(t, original)
+		if i == rounds/2 {
+			middle, _ = copyOf(t, s, config, "middle")
+		}
+		s.Close()
+	}
+	whole := func(name string, m vm.Machine, files int) {
+		t.Helper()
+		// From the disk, not from what the kernel remembers.
+		out := shell(t, m, "echo 3 > /proc/sys/vm/drop_caches 2>/dev/null; md5sum -c /sums | grep -c OK")
+		if out != fmt.Sprint(files) {
+			t.Errorf("%s has %s whole files, want %d", name, out, files)
+		}
+	}
+	whole("original", original, rounds)
+	whole("middle", middle, rounds/2+1)
+	if err := original.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	layers, err := qemu.LayerPaths(config.OverlayUpperPath)
+	if err != nil || len(layers) < 2 || len(layers) > 10 {
+		t.Errorf("%d layers are left, %v", len(layers), err)
+	}
+	whole("original, started again", started(t, backendOptions(t), config), rounds)
+}

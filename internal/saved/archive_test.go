@@ -355,7 +355,7 @@ func TestHostileArchive(t *testing.T) {
 		return all(files(func(s []stored) []stored { return append(s, f) }), append(slices.Clone(pieces), piece{"disk-1/0", content})...)
 	}
 	backed := []byte(overlay[:80])
-	backed[15] = 1 // where the name of a file is that it lies over
+	backed[15], backed[19] = 1, 5 // where the name of a file is that it lies over, and how long
 	data := []byte(overlay[:80])
 	data[79] = 4 // that another file has its data
 	sparse := func() []byte {
@@ -443,9 +443,9 @@ func TestHostileArchive(t *testing.T) {
 		"a large piece":                      {all(sound, swapped(0, piece{"memory/4096", strings.Repeat("a", maxPiece+page)})...), Limits{}, "none that belongs there"},
 		"another file's piece":               {all(sound, append(slices.Clone(pieces), piece{"other/0", a})...), Limits{}, `entry "other/0" is none`},
 		"a second manifest":                  {all(sound, append(slices.Clone(pieces), piece{manifestName, sound})...), Limits{}, `entry "manifest.json" is none`},
-		"an overlay of a file":               {layered(string(backed)), Limits{}, "disk-1: overlay: names a file"},
-		"an overlay with its data elsewhere": {layered(string(data)), Limits{}, "disk-1: overlay: incompatible"},
-		"no overlay":                         {layered("RAW"), Limits{}, "disk-1: overlay: no qcow2"},
+		"an overlay of a file":               {layered(string(backed)), Limits{}, "disk-1: qcow2: it names a file"},
+		"an overlay with its data elsewhere": {layered(string(data)), Limits{}, "disk-1: qcow2: features 0x4"},
+		"no overlay":                         {layered("RAW"), Limits{}, "disk-1: qcow2: not in the form"},
 	} {
 		err := imports(t, folder, test.archive, test.limits)
 		if test.want == "" {
