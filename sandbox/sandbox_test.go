@@ -121,7 +121,7 @@ func TestNewLeavesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.Remove("busybox"); err != nil {
+	if _, err := store.Remove("busybox", image.Needs{}); err != nil {
 		t.Errorf("the image is still leased: %v", err)
 	}
 	if got, want := strings.Join(phases, " "), "prepare image disks close"; got != want {

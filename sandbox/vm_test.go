@@ -112,7 +112,7 @@ func (p *place) forget(t *testing.T, repository string) {
 	}
 	for _, img := range all {
 		if strings.HasPrefix(img.Name, repository+":") {
-			if _, err := p.images.Remove(img.Name); err != nil {
+			if _, err := p.images.Remove(img.Name, image.Needs{}); err != nil {
 				t.Fatal(err)
 			}
 		}

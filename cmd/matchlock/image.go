@@ -326,13 +326,13 @@ deleted with the last name. An image that a sandbox has, running or not, stays.`
 		Args:              positional("IMAGE…"),
 		ValidArgsFunction: a.completeImages(-1),
 		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
-			keep, err := a.digestsInUse(cmd.Context())
+			needs, err := a.imageNeeds(cmd.Context())
 			if err != nil {
 				return err
 			}
 			var errs []error
 			for _, ref := range args {
-				removed, err := store.Remove(ref, keep...)
+				removed, err := store.Remove(ref, needs)
 				if err == nil {
 					err = printRemoved(cmd.OutOrStdout(), removed, asJSON)
 				}
@@ -418,11 +418,11 @@ func (a *app) imagePruneCommand() *cobra.Command {
 --all the images that no sandbox uses as well.`,
 		Args: positional(),
 		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
-			keep, err := a.digestsInUse(cmd.Context())
+			needs, err := a.imageNeeds(cmd.Context())
 			if err != nil {
 				return err
 			}
-			removed, err := store.Prune(cmd.Context(), image.PruneOptions{All: all, Keep: keep})
+			removed, err := store.Prune(cmd.Context(), image.PruneOptions{All: all, Needs: needs})
 			if err != nil {
 				return err
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/image"
 	"github.com/matchlock/matchlock/sandbox"
 )
 
@@ -456,14 +457,14 @@ stays. Every start does the same on its way.`,
 	return cmd
 }
 
-// digestsInUse are those of the images that sandboxes need which do not run.
-func (a *app) digestsInUse(ctx context.Context) ([]string, error) {
+// imageNeeds are the images that are needed by what does not run.
+func (a *app) imageNeeds(ctx context.Context) (image.Needs, error) {
 	list, err := a.options().List(ctx)
-	var digests []string
+	var needs image.Needs
 	for _, info := range list {
-		digests = append(digests, info.ImageDigest)
+		needs.Sandboxes = append(needs.Sandboxes, info.ImageDigest)
 	}
-	return digests, err
+	return needs, err
 }
 
 // Which sandboxes a shell completes.

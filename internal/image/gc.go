@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,13 +25,22 @@ type Removed struct {
 type PruneOptions struct {
 	// All takes their names from images that nobody uses, so that they go too.
 	All bool
-	// Keep are digests of images that are needed although nobody holds a lease on them: by a sandbox that is stopped.
-	Keep []string
+	Needs
+}
+
+// Needs are the digests of images that are needed although nobody holds a lease on them.
+type Needs struct {
+	Sandboxes []string          // by sandboxes, which may be stopped
+	Snapshots map[string]string // by snapshots: the name of one for each digest
+}
+
+func (n Needs) digests() []string {
+	return slices.AppendSeq(slices.Clone(n.Sandboxes), maps.Keys(n.Snapshots))
 }
 
 // Remove takes a name from an image; given a digest, all its names. What no other image needs goes with the last name.
-// The last name of an image that is leased, or that is one of keep's digests, stays: ErrInUse.
-func (s *Store) Remove(ref string, keep ...string) (Removed, error) {
+// The last name of an image that is leased or needed stays: ErrInUse.
+func (s *Store) Remove(ref string, needs Needs) (Removed, error) {
 	index, lock, err := s.lockIndex(syscall.LOCK_EX)
 	if err != nil {
 		return Removed{}, err
@@ -54,13 +64,11 @@ func (s *Store) Remove(ref string, keep ...string) (Removed, error) {
 	if slices.ContainsFunc(index.Manifests, func(d v1.Descriptor) bool { return d.Digest == digest }) {
 		return removed, s.writeIndex(index)
 	}
-	if used, err := s.isUsed(digest, keep); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return Removed{}, err
-	} else if used {
-		return Removed{}, fmt.Errorf("image %q: %w", ref, ErrInUse)
+	if err := s.checkUnused(digest, needs); err != nil {
+		return Removed{}, fmt.Errorf("image %q: %w", ref, err)
 	}
 	own, _ := s.references(digest) // of a damaged image: what can be told
-	live, err := s.live(index, keep)
+	live, err := s.live(index, needs)
 	if err != nil {
 		own = nil // some other image is damaged: leave it to a later prune
 	}
@@ -77,12 +85,22 @@ func (s *Store) Remove(ref string, keep ...string) (Removed, error) {
 	return removed, nil
 }
 
-// isUsed reports whether an image is leased or to be kept.
-func (s *Store) isUsed(digest v1.Hash, keep []string) (bool, error) {
-	if slices.Contains(keep, digest.String()) {
-		return true, nil
+// checkUnused makes sure that an image is neither leased nor needed, which is ErrInUse else.
+func (s *Store) checkUnused(digest v1.Hash, needs Needs) error {
+	if slices.Contains(needs.Sandboxes, digest.String()) {
+		return ErrInUse
 	}
-	return inUse(s.blobPath(digest))
+	used, err := inUse(s.blobPath(digest))
+	if used {
+		return ErrInUse
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if snapshot, ok := needs.Snapshots[digest.String()]; ok {
+		return &SnapshotError{snapshot}
+	}
+	return nil
 }
 
 // Prune removes what no image with a name, no lease and no pull under way needs, and what writers that died have left.
@@ -95,8 +113,7 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (Removed, error) {
 	defer lock.Close()
 	if o.All {
 		index.Manifests = slices.DeleteFunc(index.Manifests, func(d v1.Descriptor) bool {
-			used, err := s.isUsed(d.Digest, o.Keep)
-			if used || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if s.checkUnused(d.Digest, o.Needs) != nil {
 				return false
 			}
 			removed.Names = append(removed.Names, d.Annotations[nameAnnotation])
@@ -109,7 +126,7 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (Removed, error) {
 	if removed.Bytes, err = s.sweep(); err != nil {
 		return removed, err
 	}
-	live, err := s.live(index, o.Keep)
+	live, err := s.live(index, o.Needs)
 	if err != nil {
 		return removed, err
 	}
@@ -150,9 +167,9 @@ func (r *Removed) remove(path string) error {
 	return nil
 }
 
-// live returns the paths of all files that are needed: by images with a name, by leases, and by keep. The caller holds
+// live returns the paths of all files that are needed: by images with a name, by leases, and by needs. The caller holds
 // the store's lock exclusively, so that no lease begins meanwhile.
-func (s *Store) live(index *v1.IndexManifest, keep []string) (map[string]bool, error) {
+func (s *Store) live(index *v1.IndexManifest, needs Needs) (map[string]bool, error) {
 	live := make(map[string]bool)
 	need := func(digest v1.Hash) error {
 		paths, err := s.references(digest)
@@ -166,7 +183,7 @@ func (s *Store) live(index *v1.IndexManifest, keep []string) (map[string]bool, e
 			return nil, fmt.Errorf("image %q cannot be read, remove it first: %w", d.Annotations[nameAnnotation], err)
 		}
 	}
-	for _, digest := range keep {
+	for _, digest := range needs.digests() {
 		if d, err := v1.NewHash(digest); err == nil && usable(d) {
 			if err := need(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return nil, fmt.Errorf("image %s: %w", digest, err)

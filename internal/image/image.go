@@ -150,6 +150,18 @@ var (
 	ErrDenied   = errors.New("registry denies access")
 )
 
+// SnapshotError is an image that a snapshot needs. It is an ErrInUse.
+type SnapshotError struct{ Name string } // of the snapshot
+
+func (e *SnapshotError) Error() string { return fmt.Sprintf("needed by snapshot %q", e.Name) }
+
+func (e *SnapshotError) Is(target error) bool { return target == ErrInUse }
+
+// Hint is the way out.
+func (e *SnapshotError) Hint() string {
+	return fmt.Sprintf("`matchlock snapshot rm %s` removes the snapshot", e.Name)
+}
+
 // NotFoundError is an image that is not where it was looked for. It is an ErrNotFound and an fs.ErrNotExist.
 type NotFoundError struct {
 	Ref  string

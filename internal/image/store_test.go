@@ -142,13 +142,13 @@ func TestNamesComeAndGo(t *testing.T) {
 		t.Fatal("two images with one digest")
 	}
 	for _, name := range []string{"tower", "tower:2"} {
-		_, err := s.Remove(name)
+		_, err := s.Remove(name, Needs{})
 		if wantErr := name == "tower:2"; errors.Is(err, ErrInUse) != wantErr || err != nil != wantErr {
 			t.Errorf("Remove(%q): %v", name, err)
 		}
 	}
 	first.Release()
-	if removed, err := s.Remove("tower:2"); err != nil || removed.Files != 4 || removed.Bytes == 0 {
+	if removed, err := s.Remove("tower:2", Needs{}); err != nil || removed.Files != 4 || removed.Bytes == 0 {
 		t.Errorf("Remove of an image not used: %+v, %v, want 4 files: manifest, configuration, blob and layer", removed, err)
 	}
 	if got := names(t, s); !slices.Equal(got, []string{"box"}) {
@@ -179,7 +179,7 @@ func TestPrune(t *testing.T) {
 	}
 	old.Release()
 	again.Release()
-	if got := prune(PruneOptions{Keep: []string{old.Digest}}); got.Files != 0 {
+	if got := prune(PruneOptions{Needs: Needs{Sandboxes: []string{old.Digest}}}); got.Files != 0 {
 		t.Errorf("took %d files of an image to be kept", got.Files)
 	}
 	if got := prune(PruneOptions{}); got.Files != 4 {
@@ -205,6 +205,45 @@ func TestPrune(t *testing.T) {
 			t.Errorf("%s is left of nothing", path)
 		}
 	}
+}
+
+// TestNeeded has a snapshot need an image, and a sandbox, by its digest.
+func TestNeeded(t *testing.T) {
+	s := newStore(t)
+	image := mustImport(t, s, "box", rootTar(t))
+	image.Release()
+	var snapshot *SnapshotError
+	for name, test := range map[string]struct {
+		needs Needs
+		want  string
+	}{
+		"sandbox":  {Needs{Sandboxes: []string{image.Digest}}, `image "box": in use by a sandbox`},
+		"snapshot": {Needs{Snapshots: map[string]string{image.Digest: "base"}}, `image "box": needed by snapshot "base"`},
+		"both":     {Needs{[]string{image.Digest}, map[string]string{image.Digest: "base"}}, `image "box": in use by a sandbox`},
+	} {
+		_, err := s.Remove("box", test.needs)
+		if !errors.Is(err, ErrInUse) || err.Error() != test.want || errors.As(err, &snapshot) != (name == "snapshot") {
+			t.Errorf("%s: Remove: %v", name, err)
+		}
+		if removed, err := s.Prune(t.Context(), PruneOptions{All: true, Needs: test.needs}); err != nil || removed.Files != 0 || len(removed.Names) != 0 {
+			t.Errorf("%s: Prune took %+v, %v", name, removed, err)
+		}
+	}
+	if got, want := snapshot.Hint(), "`matchlock snapshot rm base` removes the snapshot"; got != want {
+		t.Errorf("the hint is %q, want %q", got, want)
+	}
+	// Its name may go to another image; it does not go itself.
+	mustImport(t, s, "box", layerTars(t, 1)[0]).Release()
+	needs := Needs{Snapshots: map[string]string{image.Digest: "base"}}
+	if _, err := s.Prune(t.Context(), PruneOptions{All: true, Needs: needs}); err != nil {
+		t.Fatal(err)
+	}
+	again, err := s.Lookup(image.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkLayers(t, again, [][]byte{rootTar(t)})
+	again.Release()
 }
 
 // TestPruneSweeps: it spares what is being written, and takes what a dead writer left.
@@ -250,7 +289,7 @@ func TestDamaged(t *testing.T) {
 	if _, err := s.Prune(t.Context(), PruneOptions{}); err == nil || !strings.Contains(err.Error(), `"box"`) {
 		t.Errorf("Prune: %v, want an error that names the damaged image", err)
 	}
-	if _, err := s.Remove("box"); err != nil {
+	if _, err := s.Remove("box", Needs{}); err != nil {
 		t.Errorf("Remove: %v", err)
 	}
 	if _, err := s.Prune(t.Context(), PruneOptions{}); err != nil {
@@ -355,7 +394,7 @@ func hammer(s *Store, refs []string, rounds int) error {
 		if _, err := s.Prune(ctx, PruneOptions{All: rand.IntN(2) == 0}); err != nil {
 			return err
 		}
-		if _, err := s.Remove(ref); err != nil && !errors.Is(err, ErrInUse) && !errors.Is(err, ErrNotFound) {
+		if _, err := s.Remove(ref, Needs{}); err != nil && !errors.Is(err, ErrInUse) && !errors.Is(err, ErrNotFound) {
 			return err
 		}
 		for _, layer := range image.Layers {
