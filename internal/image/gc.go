@@ -228,7 +228,7 @@ func (s *Store) references(manifest v1.Hash) (map[string]bool, error) {
 		paths[s.verifiedPath(layer.Digest)] = true
 		paths[s.layerPath(clingsFile(diffIDs[i]))] = true
 	}
-	for _, layer := range s.stack(diffIDs).layers(s) {
+	for _, layer := range s.layers(m, diffIDs) {
 		paths[layer.Path] = true
 	}
 	return paths, nil

@@ -5,7 +5,7 @@
 // EROFS file per layer, which is what a guest mounts:
 //
 //	oci-layout index.json      the layout's marker; the images by name
-//	blobs/sha256/<digest>      manifests, configurations and layers as they were published
+//	blobs/sha256/<digest>      manifests, configurations and layers as they were published, or EROFS files as they came
 //	layers/<diff id>.erofs     the content of one layer
 //	layers/merged-<chain id>.erofs  the content of several, of images with more than [MaxLayers]
 //	verified/<digest>          a symbolic link that says which diff id the blob was seen to unpack to
@@ -75,7 +75,7 @@ type Image struct {
 type Layer struct {
 	Path   string // the file
 	FSType string // "erofs"
-	DiffID string // "sha256:…" of the layer's tar; of merged layers, their chain ID
+	DiffID string // "sha256:…" of the layer's tar; of merged layers, their chain ID; of a file that came as it is, its own
 }
 
 // Release ends the lease. The image's files may be gone at any time after it. More calls do nothing.

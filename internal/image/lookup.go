@@ -132,7 +132,7 @@ func (s *Store) describe(desc v1.Descriptor) (*Image, error) {
 		Digest:       desc.Digest.String(),
 		PulledDigest: desc.Annotations[pulledAnnotation],
 		Config:       config,
-		Layers:       s.stack(diffIDs).layers(s),
+		Layers:       s.layers(manifest, diffIDs),
 		Size:         manifest.Config.Size,
 	}
 	for _, layer := range manifest.Layers {
@@ -156,7 +156,7 @@ func (s *Store) read(digest v1.Hash) (*v1.Manifest, Config, []v1.Hash, error) {
 	if err != nil {
 		return nil, Config{}, nil, err
 	}
-	manifest, err := parseManifest(data)
+	manifest, err := parseStored(data)
 	if err != nil {
 		return nil, Config{}, nil, err
 	}

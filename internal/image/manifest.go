@@ -21,6 +21,15 @@ type document struct {
 // parseDocument tells manifest and index apart by what is in them and checks what later code relies on. A document
 // that could be read as both is refused: two readers might see two images in it.
 func parseDocument(data []byte) (document, error) {
+	doc, err := readDocument(data)
+	if err == nil && doc.manifest != nil {
+		err = checkManifest(doc.manifest, isPublished)
+	}
+	return doc, err
+}
+
+// readDocument is parseDocument without a look at what a manifest lists.
+func readDocument(data []byte) (document, error) {
 	var outline struct {
 		SchemaVersion int             `json:"schemaVersion"`
 		MediaType     types.MediaType `json:"mediaType"`
@@ -56,12 +65,32 @@ func parseDocument(data []byte) (document, error) {
 	if manifest.MediaType == "" {
 		manifest.MediaType = types.OCIManifestSchema1 // which alone may leave it out
 	}
-	return document{manifest: manifest}, checkManifest(manifest)
+	return document{manifest: manifest}, nil
 }
 
 // parseManifest is parseDocument for what has to be the manifest of one image.
 func parseManifest(data []byte) (*v1.Manifest, error) {
-	doc, err := parseDocument(data)
+	m, err := readManifest(data)
+	if err != nil {
+		return nil, err
+	}
+	return m, checkManifest(m, isPublished)
+}
+
+// parseStored is parseManifest for what lies in the store, where layers may be EROFS files.
+func parseStored(data []byte) (*v1.Manifest, error) {
+	m, err := readManifest(data)
+	if err != nil {
+		return nil, err
+	}
+	if isEROFS(m) {
+		return m, checkManifest(m, func(t types.MediaType) bool { return t == erofsLayer })
+	}
+	return m, checkManifest(m, isPublished)
+}
+
+func readManifest(data []byte) (*v1.Manifest, error) {
+	doc, err := readDocument(data)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +100,17 @@ func parseManifest(data []byte) (*v1.Manifest, error) {
 	return doc.manifest, nil
 }
 
-func checkManifest(m *v1.Manifest) error {
+// isPublished reports whether layers of the type come from registries and in archives.
+func isPublished(t types.MediaType) bool {
+	switch t {
+	case types.DockerLayer, types.DockerUncompressedLayer, types.OCILayer, types.OCIUncompressedLayer, types.OCILayerZStd:
+		return true
+	}
+	return false
+}
+
+// checkManifest checks what later code relies on; isLayer tells which types layers may be of.
+func checkManifest(m *v1.Manifest, isLayer func(types.MediaType) bool) error {
 	switch m.Config.MediaType {
 	case types.DockerConfigJSON, types.OCIConfigJSON:
 	default:
@@ -87,9 +126,7 @@ func checkManifest(m *v1.Manifest) error {
 		return fmt.Errorf("manifest: %d layers, must be 1 to %d", n, maxImageLayers)
 	}
 	for i, layer := range m.Layers {
-		switch layer.MediaType {
-		case types.DockerLayer, types.DockerUncompressedLayer, types.OCILayer, types.OCIUncompressedLayer, types.OCILayerZStd:
-		default:
+		if !isLayer(layer.MediaType) {
 			return fmt.Errorf("manifest: layer %d: media type %q is no file system layer that may be distributed", i, layer.MediaType)
 		}
 		if err := checkDescriptor(layer); err != nil {

@@ -75,6 +75,9 @@ func (a *saver) add(image *Image) error {
 	if err != nil {
 		return err
 	}
+	if isEROFS(manifest) {
+		return errors.New("it came with a snapshot, without the layers that others could read")
+	}
 	size, err := os.Stat(a.store.blobPath(digest))
 	if err != nil {
 		return err
