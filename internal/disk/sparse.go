@@ -82,7 +82,7 @@ func EachBlock(f *os.File, visit func(offset int64, block []byte) error) error {
 	if err != nil {
 		return err
 	}
-	buf := make([]byte, 1<<20)
+	buf := make([]byte, min(1<<20, info.Size()))
 	done := int64(0)
 	return eachExtent(f, info.Size(), func(from, to int64) error {
 		// A file system may have smaller blocks, and tell of two extents in one of ours.
