@@ -21,7 +21,7 @@ func TestVMSavedSnapshot(t *testing.T) {
 	}
 
 	folder := filepath.Join(t.TempDir(), "saved")
-	if err := saved.Make(folder, "one", snapshot, nil); err != nil {
+	if err := saved.Make(t.Context(), folder, "one", snapshot, nil); err != nil {
 		t.Fatal(err)
 	}
 	var archive bytes.Buffer

@@ -121,7 +121,7 @@ var ErrTemplateBeingMade = saved.ErrBeingMade
 // the state of its devices, and its writable disk.
 func makeTemplate(ctx context.Context, folder string, s shape, from origin, memory, state, upper *os.File) (*template, error) {
 	files := &vm.Snapshot{Memory: memory, State: state, Disk: []*os.File{upper}}
-	if err := saved.Replace(folder, s.name(), files, templateAbout{from, s}); err != nil {
+	if err := saved.Replace(ctx, folder, s.name(), files, templateAbout{from, s}); err != nil {
 		return nil, err
 	}
 	t, err := openTemplate(ctx, folder, s)

@@ -166,7 +166,7 @@ func smallMachine(t testing.TB, pages int64) (dir string) {
 		}
 	}
 	folder := filepath.Join(t.TempDir(), "saved")
-	if err := Make(folder, "one", small, about{"test", 1}); err != nil {
+	if err := Make(t.Context(), folder, "one", small, about{"test", 1}); err != nil {
 		t.Fatal(err)
 	}
 	return filepath.Join(folder, "one")

@@ -142,14 +142,14 @@ func (r *record) write(dir string) error {
 //
 // Memory and state are copied. So is a layer of the disk that may be written, by its mode; those that
 // may not get one more name, where they can.
-func Make(folder, name string, m *vm.Snapshot, about any) error {
-	return build(folder, name, false, func(dir string) (*record, error) { return fill(dir, m, about, true) })
+func Make(ctx context.Context, folder, name string, m *vm.Snapshot, about any) error {
+	return build(folder, name, false, func(dir string) (*record, error) { return fill(ctx, dir, m, about, true) })
 }
 
 // Replace is Make for what one can do without: it takes the place of what has the name already, and
 // a power failure may spoil it, which is noticed then.
-func Replace(folder, name string, m *vm.Snapshot, about any) error {
-	return build(folder, name, true, func(dir string) (*record, error) { return fill(dir, m, about, false) })
+func Replace(ctx context.Context, folder, name string, m *vm.Snapshot, about any) error {
+	return build(folder, name, true, func(dir string) (*record, error) { return fill(ctx, dir, m, about, false) })
 }
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
@@ -252,7 +252,7 @@ func emptyFolder(dir string) error {
 }
 
 // fill writes the files of a machine.
-func fill(dir string, m *vm.Snapshot, about any, durable bool) (*record, error) {
+func fill(ctx context.Context, dir string, m *vm.Snapshot, about any, durable bool) (*record, error) {
 	if n := len(m.Disk); n == 0 || n > MaxLayers {
 		return nil, fmt.Errorf("a disk of %d layers, not from 1 to %d", n, MaxLayers)
 	}
@@ -262,7 +262,10 @@ func fill(dir string, m *vm.Snapshot, about any, durable bool) (*record, error) 
 	}
 	r := &record{Requires: m.Requires, About: text}
 	for i, from := range filesOf(m) {
-		s, err := put(dir, i, from, durable)
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
+		s, err := put(ctx, dir, i, from, durable)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", fileName(i), err)
 		}
@@ -272,7 +275,7 @@ func fill(dir string, m *vm.Snapshot, about any, durable bool) (*record, error) 
 }
 
 // put makes a machine's i-th file of another.
-func put(dir string, i int, from *os.File, durable bool) (s stored, err error) {
+func put(ctx context.Context, dir string, i int, from *os.File, durable bool) (s stored, err error) {
 	path := filepath.Join(dir, fileName(i))
 	if isDisk(i) {
 		err = disk.Adopt(path, from)
@@ -292,7 +295,7 @@ func put(dir string, i int, from *os.File, durable bool) (s stored, err error) {
 			return s, err
 		}
 	}
-	sum, err := sumOf(context.Background(), to)
+	sum, err := sumOf(ctx, to)
 	if err != nil {
 		return s, err
 	}

@@ -74,7 +74,7 @@ func testMachine(t testing.TB) *vm.Snapshot {
 func makeTest(t testing.TB, name string) (folder, dir string) {
 	t.Helper()
 	folder = filepath.Join(t.TempDir(), "saved")
-	if err := Make(folder, name, testMachine(t), about{"test", 1}); err != nil {
+	if err := Make(t.Context(), folder, name, testMachine(t), about{"test", 1}); err != nil {
 		t.Fatal(err)
 	}
 	return folder, filepath.Join(folder, name)
@@ -161,7 +161,7 @@ func bootAnew(t *testing.T, dir string) {
 func TestMake(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "saved")
 	m := testMachine(t)
-	if err := Make(folder, "one", m, about{"test", 1}); err != nil {
+	if err := Make(t.Context(), folder, "one", m, about{"test", 1}); err != nil {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(folder, "one")
@@ -179,7 +179,7 @@ func TestMake(t *testing.T) {
 			t.Errorf("%s is a copy", fileName(2+i))
 		}
 	}
-	if err := Make(folder, "one", m, about{"other", 2}); !errors.Is(err, fs.ErrExist) {
+	if err := Make(t.Context(), folder, "one", m, about{"other", 2}); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("another of the name: %v", err)
 	}
 	checkMachine(t, dir)
@@ -191,7 +191,7 @@ func TestMake(t *testing.T) {
 	}
 	checkMachine(t, dir)
 	for _, bad := range []string{"", ".", "..", ".new-x", "a/b", "-x", strings.Repeat("x", 129), "a\nb"} {
-		if err := Make(folder, bad, m, nil); err == nil {
+		if err := Make(t.Context(), folder, bad, m, nil); err == nil {
 			t.Errorf("made one of the name %q", bad)
 		}
 	}
@@ -205,7 +205,7 @@ func TestReplace(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 2 {
-		if err := Replace(folder, "one", m, about{"test", i}); err != nil {
+		if err := Replace(t.Context(), folder, "one", m, about{"test", i}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -326,7 +326,7 @@ func TestOpenNothing(t *testing.T) {
 // TestAtOnce has many make the same one: one does, and nothing else is left.
 func TestAtOnce(t *testing.T) {
 	for name, test := range map[string]struct {
-		make func(folder, name string, m *vm.Snapshot, about any) error
+		make func(ctx context.Context, folder, name string, m *vm.Snapshot, about any) error
 		lost func(error) bool
 		most int
 	}{
@@ -352,7 +352,7 @@ func TestAtOnce(t *testing.T) {
 			for range 8 {
 				m := testMachine(t)
 				all.Go(func() {
-					if err := test.make(folder, "one", m, about{"test", 1}); err != nil {
+					if err := test.make(t.Context(), folder, "one", m, about{"test", 1}); err != nil {
 						if !test.lost(err) {
 							t.Error(err)
 						}
@@ -384,11 +384,17 @@ func TestMakeFails(t *testing.T) {
 	} {
 		m := testMachine(t)
 		spoil(m)
-		if err := Make(folder, "one", m, nil); err == nil {
+		if err := Make(t.Context(), folder, "one", m, nil); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 		checkContents(t, folder)
 	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Make(ctx, folder, "one", testMachine(t), nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("after the end: %v", err)
+	}
+	checkContents(t, folder)
 }
 
 func TestRemains(t *testing.T) {
@@ -425,7 +431,7 @@ func TestList(t *testing.T) {
 		t.Errorf("where there is none: %v, %v", got, err)
 	}
 	folder, dir := makeTest(t, "old")
-	if err := Make(folder, "young", testMachine(t), about{"test", 2}); err != nil {
+	if err := Make(t.Context(), folder, "young", testMachine(t), about{"test", 2}); err != nil {
 		t.Fatal(err)
 	}
 	hour := time.Now().Add(-time.Hour)
@@ -468,5 +474,17 @@ func TestList(t *testing.T) {
 	}
 	if e, err := Describe[about](dir); err != nil || e.Damage == nil || !strings.HasPrefix(e.Damage.Error(), "record.json: invalid character") {
 		t.Errorf("with a damaged record: %+v, %v", e, err)
+	}
+}
+
+// BenchmarkOpen opens what was written since the host booted, as a start from a template does.
+func BenchmarkOpen(b *testing.B) {
+	_, dir := makeTest(b, "one")
+	for b.Loop() {
+		m, err := Open(b.Context(), dir, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		m.Close()
 	}
 }
