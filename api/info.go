@@ -34,6 +34,8 @@ type Info struct {
 
 	// Parent is the id of the sandbox that it goes on from; empty: none.
 	Parent string `json:"parent,omitempty"`
+	// Snapshot is the name of the snapshot by which it does; empty: none.
+	Snapshot string `json:"snapshot,omitempty"`
 
 	Created  time.Time `json:"created"`
 	Started  time.Time `json:"started,omitzero"`  // when it was last ready for commands

@@ -13,7 +13,7 @@ import (
 
 // What callers branch on. The errors returned say more than these do.
 var (
-	// ErrNotFound says that there is no such image, or no such sandbox.
+	// ErrNotFound says that there is no such image, no such sandbox or no such snapshot.
 	ErrNotFound = errors.New("not found")
 	// ErrNoCommand says that neither the configuration nor the image names a command.
 	ErrNoCommand = errors.New("no command to run")
@@ -29,6 +29,8 @@ var (
 	ErrPaused = vm.ErrPaused
 	// ErrNameTaken says that another sandbox has the name.
 	ErrNameTaken = state.ErrNameTaken
+	// ErrSnapshotTaken says that there is a snapshot of the name.
+	ErrSnapshotTaken = errors.New("there is one already")
 	// ErrTimeout says that the first command was ended because Config.Timeout ran out.
 	ErrTimeout = errors.New("timeout")
 )

@@ -38,7 +38,9 @@ type savedRecord struct {
 	Accel       string          `json:"accel,omitempty"` // that was asked for
 	Config      api.Config      `json:"config"`
 	Main        *savedMain      `json:"main,omitempty"` // nil: the first command did not run
-	Requires    json.RawMessage `json:"requires"`
+	Requires    json.RawMessage `json:"requires,omitempty"`
+	Imported    bool            `json:"imported,omitempty"` // from elsewhere
+	Snapshot    string          `json:"snapshot,omitempty"` // its name, if it is one
 }
 
 // savedMain is a first command that runs.
@@ -103,6 +105,9 @@ func (s *Saved) Config() api.Config {
 	c.Network.AddHosts = slices.Clone(c.Network.AddHosts)
 	return c
 }
+
+// Running tells whether the first command runs in it.
+func (s *Saved) Running() bool { return s.record.Main != nil }
 
 // Files are the open files, for another process that goes on with them by
 // OpenSaved. They stay s's.
@@ -203,6 +208,16 @@ type origin struct {
 	hosts []api.HostIPMapping // that were added
 }
 
+// String names where a sandbox goes on.
+func (s *Saved) String() string {
+	r := s.record
+	moment := fmt.Sprintf("sandbox %s (%s), as it was at %s", r.Name, r.ID, r.Taken.UTC().Format(time.RFC3339))
+	if r.Snapshot != "" {
+		return fmt.Sprintf("snapshot %s of %s", r.Snapshot, moment)
+	}
+	return moment
+}
+
 func (s *supervisor) maker() Options { return s.options }
 
 // save makes a Saved of the sandbox.
@@ -249,7 +264,7 @@ func (s *supervisor) goOn(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the commands that run: %w", err)
 	}
-	fmt.Fprintf(s.output.Stream(logs.Own), "goes on from sandbox %s (%s), as it was at %s\n", s.origin.record.Name, s.origin.record.ID, s.origin.record.Taken.UTC().Format(time.RFC3339))
+	fmt.Fprintln(s.output.Stream(logs.Own), "goes on from", s.origin)
 	main := s.origin.main
 	for _, r := range running {
 		c := sb.Command(context.Background(), "")

@@ -248,15 +248,15 @@ func (s *supervisor) take(dir *state.Dir) {
 
 // createFolder makes the folder of a new sandbox.
 func (s *supervisor) createFolder(ctx context.Context, home state.Home, digest string) error {
-	parent := ""
+	var parent, snapshot string
 	if s.origin != nil {
-		parent = s.origin.record.ID
+		parent, snapshot = s.origin.record.ID, s.origin.record.Snapshot
 	}
 	dir, err := state.Create(ctx, home.Sandboxes(), state.Record{
 		Accel: s.options.Accel,
 		Info: api.Info{
-			Parent: parent,
-			Name:   s.options.Name, Status: api.StatusStarting, PID: os.Getpid(),
+			Parent: parent, Snapshot: snapshot,
+			Name: s.options.Name, Status: api.StatusStarting, PID: os.Getpid(),
 			Image: s.config.Image, ImageDigest: digest, Command: append([]string{}, s.proc.Argv...), Labels: s.config.Labels,
 			Created: time.Now(), AutoRemove: !s.options.Keep,
 		},

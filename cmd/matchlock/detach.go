@@ -44,11 +44,8 @@ type order struct {
 	Timing bool `json:"timing"`
 }
 
-func (a *app) runDetached(cmd *cobra.Command, f *runFlags) error {
-	info, err := a.supervise(cmd.Context(), order{
-		Config: f.config, Name: f.name, Remove: f.remove, Accel: f.accel, Cold: f.cold,
-		Stdin: f.interactive, Tty: f.tty, Timing: f.timing,
-	})
+func (a *app) runDetached(cmd *cobra.Command, o order) error {
+	info, err := a.supervise(cmd.Context(), o)
 	if err != nil {
 		return err
 	}

@@ -80,12 +80,7 @@ func (a *app) fork(cmd *cobra.Command, ref string, n int, o order, labels map[st
 	}
 	defer saved.Close()
 	o.Config = saved.Config()
-	for key, value := range labels {
-		if o.Config.Labels == nil {
-			o.Config.Labels = map[string]string{}
-		}
-		o.Config.Labels[key] = value
-	}
+	o.Config.Labels = merged(o.Config.Labels, labels)
 	if err := o.goOnFrom(saved); err != nil {
 		return nil, err
 	}

@@ -124,7 +124,7 @@ use instead of those that are found.`,
 
 	root.AddCommand(
 		a.runCommand(), a.psCommand("ps"), a.execCommand(), a.shellCommand(), a.attachCommand(), a.logsCommand(), a.cpCommand(),
-		a.inspectCommand(), a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.waitCommand(), a.killCommand(), a.stopCommand(), a.startCommand(), a.restartCommand(),
+		a.inspectCommand(), a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.snapshotCommand(), a.waitCommand(), a.killCommand(), a.stopCommand(), a.startCommand(), a.restartCommand(),
 		a.renameCommand(), a.removeCommand(), a.pruneCommand(), a.gcCommand(),
 		a.pullCommand(), a.imageCommand(), a.warmCommand(), a.cacheCommand(),
 		a.diagnoseCommand(), a.versionCommand(), a.completionCommand(), a.guestCommand(), a.supervisorCommand(),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/sandbox"
 )
 
 // runFlags are the flags of `matchlock run`, and what they fill in.
@@ -26,6 +28,7 @@ type runFlags struct {
 	detach, remove bool
 	stdioFlags
 	accel        string
+	snapshot     string // empty: an image
 	cold, timing bool
 }
 
@@ -41,16 +44,29 @@ An image that is not in the local store is pulled. Without COMMAND the image's o
 
 With --detach the sandbox runs on by itself: its id is printed when the command has
 started, its output goes to its log, and it is kept, to be started again, until it is
-removed. Without any command it idles.`,
+removed. Without any command it idles.
+
+With --snapshot in the place of IMAGE the sandbox goes on from there: its first command is
+the one that runs in it, or COMMAND beside what runs.`,
 		Example: `  matchlock run busybox echo hello
   matchlock run -d --name web debian:12 python3 -m http.server
   matchlock run -it debian:12 bash
   matchlock run -e TOKEN -w /src --timeout 5m python:3.13 python3 build.py
   tar c . | matchlock run -i busybox sh -c 'tar x -C /tmp && ls /tmp'`,
-		Args:              positional("IMAGE", "[COMMAND…]"),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if f.snapshot != "" {
+				return nil
+			}
+			return positional("IMAGE", "[COMMAND…]")(cmd, args)
+		},
 		ValidArgsFunction: a.completeImages(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f.config.Image, f.config.Command = args[0], args[1:]
+			if f.snapshot == "" {
+				f.config.Image, args = args[0], args[1:]
+			}
+			if len(args) > 0 {
+				f.config.Command = args
+			}
 			return a.run(cmd, f)
 		},
 	}
@@ -93,10 +109,12 @@ removed. Without any command it idles.`,
 	})
 	group(cmd, "Image and machine", func(fs *pflag.FlagSet) {
 		imageFlags(fs, c, &f.accel)
+		fs.StringVar(&f.snapshot, "snapshot", "", "go on from the snapshot `NAME` in the place of an image")
 		fs.BoolVar(&f.cold, "cold", false, "boot the machine, though a copy of one that has booted would do")
 		fs.BoolVar(&f.timing, "timing", false, "tell how long each phase took, and how much code was translated for it")
 	})
 	completeImageFlags(cmd)
+	cmd.RegisterFlagCompletionFunc("snapshot", a.completeSnapshots(-1))
 	return cmd
 }
 
@@ -210,9 +228,39 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 	if err := f.finish(cmd.Flags()); err != nil {
 		return err
 	}
-	if f.detach {
-		return a.runDetached(cmd, f)
+	o := order{
+		Config: f.config, Name: f.name, Remove: f.remove, Accel: f.accel, Cold: f.cold,
+		Stdin: f.interactive, Tty: f.tty, Timing: f.timing,
 	}
+	begin := func(ctx context.Context, options sandbox.Options) (*sandbox.Sandbox, error) {
+		return options.New(ctx, f.config)
+	}
+	goesOn := false // the first command runs already
+	if f.snapshot != "" {
+		if err := checkFixed(cmd); err != nil {
+			return err
+		}
+		saved, err := a.options().OpenSnapshot(cmd.Context(), f.snapshot)
+		if err != nil {
+			return err
+		}
+		defer saved.Close()
+		o.Config = f.laidOver(saved.Config())
+		if err := o.goOnFrom(saved); err != nil {
+			return err
+		}
+		begin = func(ctx context.Context, options sandbox.Options) (*sandbox.Sandbox, error) {
+			return options.Restore(ctx, saved, o.Config)
+		}
+		goesOn = saved.Running() && o.Config.Command == nil && o.Config.Entrypoint == nil
+	}
+	if f.detach {
+		return a.runDetached(cmd, o)
+	}
+	return a.runForeground(cmd, f, goesOn, begin)
+}
+
+func (a *app) runForeground(cmd *cobra.Command, f *runFlags, goesOn bool, begin func(context.Context, sandbox.Options) (*sandbox.Sandbox, error)) error {
 	dropSIGPIPE()
 	stdio := f.stdio()
 	bars := newBars(os.Stderr)
@@ -227,13 +275,27 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 	}
 
 	began := time.Now()
-	sb, err := options.New(cmd.Context(), f.config)
+	sb, err := begin(cmd.Context(), options)
 	bars.close()
 	if err != nil {
 		return err
 	}
+	prepare := sb.Main
+	if goesOn { // with the input and the terminal that it has
+		info, err := sb.Info(cmd.Context())
+		if err != nil {
+			return errors.Join(err, sb.Close())
+		}
+		flags := stdioFlags{interactive: info.Stdin, tty: info.Tty, noTTY: !info.Tty}
+		stdio = flags.stdio()
+		prepare = func(ctx context.Context) *sandbox.Cmd {
+			c := sb.Main(ctx)
+			c.Past = true
+			return c
+		}
+	}
 	commandBegan := time.Now()
-	err = foreground(cmd.Context(), stdio, sb.Main)
+	err = foreground(cmd.Context(), stdio, prepare)
 	if f.timing {
 		printTiming("command", time.Since(commandBegan))
 	}

@@ -464,6 +464,14 @@ func (a *app) imageNeeds(ctx context.Context) (image.Needs, error) {
 	for _, info := range list {
 		needs.Sandboxes = append(needs.Sandboxes, info.ImageDigest)
 	}
+	if err != nil {
+		return needs, err
+	}
+	snapshots, err := a.options().Snapshots()
+	needs.Snapshots = map[string]string{}
+	for _, s := range snapshots {
+		needs.Snapshots[s.ImageDigest] = s.Name
+	}
 	return needs, err
 }
 

@@ -1,0 +1,302 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/matchlock/matchlock/api"
+)
+
+func (a *app) snapshotCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "snapshot COMMAND",
+		Short: "Keep sandboxes as they are at a moment",
+		Long: `Keep sandboxes as they are at a moment, processes and their memory among it, for others to
+go on from: "matchlock run --snapshot NAME". Snapshots outlive the sandbox, and a reboot.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: showHelp,
+	}
+	cmd.AddCommand(a.snapshotCreateCommand(), a.snapshotListCommand(), a.snapshotInspectCommand(), a.snapshotRemoveCommand(),
+		a.snapshotExportCommand(), a.snapshotImportCommand())
+	return cmd
+}
+
+func (a *app) snapshotCreateCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "create [FLAGS] SANDBOX [NAME]",
+		Short: "Keep a sandbox as it is now",
+		Long: `Keep a sandbox that runs as it is now, under NAME or one made of its own, which is
+printed. It stands still for some tens of milliseconds and goes on.
+
+All that is in its memory is in the snapshot: keys and the values of its environment too.`,
+		Example: `  matchlock snapshot create web
+  matchlock snapshot create agent prepared && matchlock run --snapshot prepared`,
+		Args:              positional("SANDBOX", "[NAME]"),
+		ValidArgsFunction: a.completeSandboxes(1, isAlive),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sb, err := a.options().Attach(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			defer sb.Close()
+			name := ""
+			if len(args) == 2 {
+				if name = args[1]; name == "" {
+					return usageError{errors.New("snapshot create: NAME is empty"), pathOf(cmd)}
+				}
+			}
+			s, err := sb.Snapshot(cmd.Context(), name)
+			if err != nil {
+				return err
+			}
+			return printEither(cmd.OutOrStdout(), asJSON, s, s.Name)
+		},
+	}
+	jsonFlag(cmd.Flags(), &asJSON)
+	return cmd
+}
+
+func (a *app) snapshotListCommand() *cobra.Command {
+	var asJSON, quiet bool
+	cmd := &cobra.Command{
+		Use:     "ls [FLAGS]",
+		Aliases: []string{"list"},
+		Short:   "List the snapshots",
+		Long: `List the snapshots, the last used first: the sandbox that each is of, its image and memory,
+and the room that it takes. What it shares with others counts.`,
+		Args: positional(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			snapshots, err := a.options().Snapshots()
+			if err != nil {
+				return err
+			}
+			w := cmd.OutOrStdout()
+			if !asJSON && !quiet {
+				return printSnapshots(w, snapshots, time.Now())
+			}
+			for _, s := range snapshots {
+				if err := printEither(w, asJSON, s, printable(s.Name)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	jsonFlag(cmd.Flags(), &asJSON)
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print names only")
+	onlyOne(cmd, "json", "quiet")
+	return cmd
+}
+
+func printSnapshots(w io.Writer, snapshots []api.Snapshot, now time.Time) error {
+	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(table, "NAME\tSANDBOX\tIMAGE\tCOMMAND\tMEMORY\tSIZE\tCREATED")
+	for _, s := range snapshots {
+		if s.Damage != "" {
+			fmt.Fprintf(table, "%s\t-\t-\t-\t-\t%s\tunusable: %s\n", printable(s.Name), api.FormatSize(s.Size), printable(s.Damage))
+			continue
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(s.Name), orDash(s.SandboxName), orDash(shortImage(s.Image)), shortCommand(s.Command),
+			api.FormatSize(s.Memory), api.FormatSize(s.Size), ago(now.Sub(s.Created)))
+	}
+	return table.Flush()
+}
+
+func (a *app) snapshotInspectCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:               "inspect [FLAGS] NAME…",
+		Short:             "Show what is known of snapshots",
+		Long:              "Show what is known of snapshots, as JSON; with --json one line each.",
+		Args:              positional("NAME…"),
+		ValidArgsFunction: a.completeSnapshots(-1),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			show := printIndented
+			if asJSON {
+				show = printJSON
+			}
+			return eachSnapshot(cmd.Context(), names, func(name string) error {
+				s, err := a.options().FindSnapshot(name)
+				if err != nil {
+					return err
+				}
+				return show(cmd.OutOrStdout(), s)
+			})
+		},
+	}
+	jsonFlag(cmd.Flags(), &asJSON)
+	return cmd
+}
+
+func (a *app) snapshotRemoveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "rm NAME…",
+		Aliases:           []string{"remove"},
+		Short:             "Remove snapshots",
+		Long:              "Remove snapshots, and print their names. Sandboxes that go on from them do so.",
+		Args:              positional("NAME…"),
+		ValidArgsFunction: a.completeSnapshots(-1),
+		RunE: func(cmd *cobra.Command, names []string) error {
+			return eachSnapshot(cmd.Context(), names, func(name string) error {
+				if err := a.options().RemoveSnapshot(name); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), name)
+				return err
+			})
+		},
+	}
+}
+
+func (a *app) snapshotExportCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "export [FLAGS] NAME",
+		Short: "Write a snapshot to one file",
+		Long: `Write a snapshot, with the layers of its image, to one file for another host, on standard
+output or in a file. It is packed, and has sums of all that is in it.
+
+All that was in the sandbox's memory is in the file: keys and the values of its environment too.`,
+		Example: `  matchlock snapshot export -o prepared.snapshot prepared
+  matchlock snapshot export prepared | ssh other matchlock snapshot import prepared`,
+		Args:              positional("NAME"),
+		ValidArgsFunction: a.completeSnapshots(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			write := func(w io.Writer) error { return a.options().ExportSnapshot(cmd.Context(), args[0], w) }
+			if output == "" || output == "-" {
+				if isTerminal(cmd.OutOrStdout()) {
+					return usageError{errors.New("snapshot export: standard output is a terminal; redirect it or use --output"), pathOf(cmd)}
+				}
+				return write(cmd.OutOrStdout())
+			}
+			return writeWhole(output, write)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "write to `FILE`")
+	return cmd
+}
+
+func (a *app) snapshotImportCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "import [FLAGS] NAME [FILE]",
+		Short: "Make a snapshot of such a file",
+		Long: `Make a snapshot of what "matchlock snapshot export" has written; without FILE, or with -,
+of what comes on standard input. Nothing of it is used before all of it is there and its
+sums are right.
+
+The sums do not say who made it. What goes on from it runs what is in its memory, and
+QEMU reads a state of devices that came with it: import what you trust.`,
+		Example: `  matchlock snapshot import prepared prepared.snapshot
+  matchlock run --snapshot prepared`,
+		Args: positional("NAME", "[FILE]"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in := os.Stdin
+			if len(args) == 2 && args[1] != "-" {
+				f, err := os.Open(args[1])
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				in = f
+			} else if isTerminal(in) {
+				return usageError{errors.New("snapshot import: standard input is a terminal; give a FILE or redirect one"), pathOf(cmd)}
+			}
+			s, err := untilDone(cmd.Context(), func(ctx context.Context) (api.Snapshot, error) {
+				return a.options().ImportSnapshot(ctx, args[0], in)
+			})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.ErrOrStderr(), "matchlock: note: the sums are right; they do not say who made it, or what is in it")
+			return printEither(cmd.OutOrStdout(), asJSON, s, s.Name)
+		},
+	}
+	jsonFlag(cmd.Flags(), &asJSON)
+	return cmd
+}
+
+// eachSnapshot does something with all of them, whatever becomes of the others.
+func eachSnapshot(ctx context.Context, names []string, do func(name string) error) error {
+	var errs []error
+	for _, name := range names {
+		if ctx.Err() != nil {
+			break
+		}
+		errs = append(errs, do(name))
+	}
+	return errors.Join(errs...)
+}
+
+// completeSnapshots completes the first n arguments, all if n is negative.
+func (a *app) completeSnapshots(n int) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if n >= 0 && len(args) >= n {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		snapshots, err := a.options().Snapshots()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		var names []cobra.Completion
+		for _, s := range snapshots {
+			if !slices.Contains(args, s.Name) {
+				names = append(names, cobra.CompletionWithDesc(s.Name, "of "+s.SandboxName+", "+s.Image))
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// fixed are the flags of what cannot be another in what goes on from a snapshot.
+var fixed = []string{
+	"cpus", "memory", "disk-size", "shm-size", "ulimit", "disk", "tmpfs", "read-only", "cap-add", "cap-drop", "allow-setuid", "privileged",
+	"pull", "platform", "cold",
+}
+
+// checkFixed refuses flags that --snapshot leaves no choice of.
+func checkFixed(cmd *cobra.Command) error {
+	for _, name := range fixed {
+		if cmd.Flags().Changed(name) {
+			return usageError{fmt.Errorf("--%s and --snapshot: only one may be given, since what goes on from a snapshot has what that had", name), pathOf(cmd)}
+		}
+	}
+	return nil
+}
+
+// laidOver is what the flags say over the configuration of a snapshot.
+func (f *runFlags) laidOver(c api.Config) api.Config {
+	if f.config.Command != nil {
+		c.Command = f.config.Command
+	}
+	if f.config.Entrypoint != nil {
+		c.Entrypoint = f.config.Entrypoint
+	}
+	c.Env, c.Labels = merged(c.Env, f.config.Env), merged(c.Labels, f.config.Labels)
+	c.User, c.WorkDir = cmp.Or(f.config.User, c.User), cmp.Or(f.config.WorkDir, c.WorkDir)
+	c.Timeout = cmp.Or(f.config.Timeout, c.Timeout)
+	c.Hostname = f.config.Hostname
+	c.Network.AddHosts = append(c.Network.AddHosts, f.config.Network.AddHosts...)
+	return c
+}
+
+// merged lays one map over another.
+func merged(under, over map[string]string) map[string]string {
+	all := maps.Clone(under)
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, over)
+	return all
+}

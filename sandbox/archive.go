@@ -1,0 +1,125 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/image"
+	"github.com/matchlock/matchlock/internal/saved"
+	"github.com/matchlock/matchlock/internal/state"
+)
+
+// sentRecord is what goes with a snapshot to another host beside its files: what is
+// known of it, and the configuration of its image, whose layers go too.
+type sentRecord struct {
+	Sandbox savedRecord  `json:"sandbox"`
+	Image   image.Config `json:"image"`
+}
+
+// ExportSnapshot writes a snapshot, and the layers of its image, as one file, packed
+// and with sums, which ImportSnapshot reads on another host. What was in the
+// sandbox's memory is in it, keys and environment too.
+func (o Options) ExportSnapshot(ctx context.Context, name string, w io.Writer) error {
+	home, err := o.home()
+	if err != nil {
+		return err
+	}
+	s, err := o.OpenSnapshot(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if len(s.record.Config.Disks) > 0 {
+		return fmt.Errorf("snapshot %q: it has disks of its user's, which do not go with it: %w", name, errors.ErrUnsupported)
+	}
+	img, err := o.image(ctx, home, &api.Config{Image: s.record.ImageDigest, Pull: api.PullNever})
+	if err != nil {
+		return fmt.Errorf("snapshot %q: %w", name, err)
+	}
+	defer img.Release()
+	options := saved.ExportOptions{About: sentRecord{s.record, img.Config}}
+	for i, layer := range img.Layers {
+		options.Extra = append(options.Extra, saved.ExtraFile{Name: lowerName(i), Path: layer.Path})
+	}
+	if err := saved.Export(ctx, snapshotPath(home, name), w, options); err != nil {
+		return fmt.Errorf("snapshot %q: %w", name, err)
+	}
+	return nil
+}
+
+// lowerName is what the i-th layer of an image is called in an archive.
+func lowerName(i int) string { return fmt.Sprintf("lower-%d", i) }
+
+// ImportSnapshot makes a snapshot of what ExportSnapshot has written, maybe
+// elsewhere. Nothing of it is used before all of it is there and its sums are right.
+// They do not say who made it: what goes on from it runs with what is in its memory,
+// and QEMU reads a state that came with it.
+func (o Options) ImportSnapshot(ctx context.Context, name string, r io.Reader) (api.Snapshot, error) {
+	home, err := o.home()
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	if err := checkFree(home, name); err != nil {
+		return api.Snapshot{}, err
+	}
+	store, err := image.Open(home.Images())
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	var img *image.Image
+	err = saved.Import(ctx, home.Snapshots(), name, r, saved.Limits{}, func(a *saved.Arrival) (any, error) {
+		sent, err := decodeSent(a)
+		if err != nil {
+			return nil, fmt.Errorf("snapshot file: %w", err)
+		}
+		var paths []string
+		for _, f := range a.Extra {
+			paths = append(paths, f.Path)
+		}
+		if img, err = store.ImportLayers(ctx, sent.Image, paths, 0); err != nil {
+			return nil, fmt.Errorf("snapshot file: %w", err)
+		}
+		record := sent.Sandbox
+		record.ImageDigest, record.Imported, record.Snapshot, record.Requires = img.Digest, true, "", nil
+		return record, nil
+	})
+	if img != nil {
+		defer img.Release() // from now on the snapshot needs it
+	}
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, saved.ErrBeingMade) {
+		err = snapshotTaken(name)
+	}
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	return o.FindSnapshot(name)
+}
+
+// decodeSent reads what came with a snapshot's files, and believes none of it.
+func decodeSent(a *saved.Arrival) (*sentRecord, error) {
+	decoder := json.NewDecoder(bytes.NewReader(a.About))
+	decoder.DisallowUnknownFields()
+	var sent sentRecord
+	if err := decoder.Decode(&sent); err != nil {
+		return nil, err
+	}
+	r := &sent.Sandbox
+	if err := errors.Join(state.CheckName(r.Name), state.CheckName(r.ID), r.Config.Validate()); err != nil {
+		return nil, err
+	}
+	if len(r.Config.Disks) > 0 {
+		return nil, errors.New("it asks for disks of this host")
+	}
+	for i, f := range a.Extra {
+		if f.Name != lowerName(i) {
+			return nil, fmt.Errorf("file %q in the place of %q", f.Name, lowerName(i))
+		}
+	}
+	return &sent, nil
+}
