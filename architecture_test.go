@@ -24,7 +24,7 @@ const module = "github.com/matchlock/matchlock"
 var arrows = map[string]struct{ ours, outside string }{
 	"api":     {},
 	"vm":      {ours: "api"},
-	"sandbox": {ours: "api vm internal/agent internal/boot internal/control internal/disk internal/hostfs internal/image internal/logs internal/qemu internal/state internal/wire"},
+	"sandbox": {ours: "api vm internal/agent internal/boot internal/control internal/disk internal/hostfs internal/image internal/logs internal/qemu internal/saved internal/state internal/wire"},
 
 	"cmd/matchlock":       {ours: "api sandbox vm internal/image internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term"},
 	"cmd/matchlock-guest": {ours: "internal/guest"},
