@@ -32,12 +32,31 @@ func (h *hypervisor) Settle(ctx context.Context) (fresh bool, err error) {
 	return fresh, errors.Join(err, empty(h.kernel), empty(h.initramfs))
 }
 
+// quietTime is how long a guest is left alone before a template is made of it, so
+// that it is at rest: what its kernel and its agent's runtime put off would else be
+// done anew by each copy.
+const quietTime = 100 * time.Millisecond
+
+func sleep(ctx context.Context, duration time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(duration):
+		return nil
+	}
+}
+
 func (h *hypervisor) replaceInstance(ctx context.Context) (fresh bool, err error) {
 	h.settling.Lock()
 	defer h.settling.Unlock()
 	h.mu.Lock()
 	old := h.current
 	h.mu.Unlock()
+	if h.copyable {
+		if err := sleep(ctx, quietTime); err != nil {
+			return false, err
+		}
+	}
 	memory, state, err := h.takeOut(ctx, old)
 	if err != nil {
 		// Nothing is lost but memory: the old process goes on, if it can.
@@ -125,14 +144,11 @@ func (h *hypervisor) handOver(ctx context.Context, old *instance, state *os.File
 	old.process.kill()
 	old.awaitEnd()
 	old.close()
-	i, err := h.startInstance(ctx, resumes, false)
+	i, err := h.startInstance(ctx, io.NewSectionReader(state, 0, maxState), false)
 	if err != nil {
 		return err
 	}
-	if err := i.load(ctx, io.NewSectionReader(state, 0, maxState)); err != nil {
-		return fmt.Errorf("the guest's devices: %w", err)
-	}
-	return i.connectGuest(ctx, h.dir, true)
+	return i.awaitRun(ctx)
 }
 
 // startCopy begins as a copy of the template. After an error nothing runs.
@@ -149,14 +165,11 @@ func (h *hypervisor) startCopy(ctx context.Context) error {
 // goOnFrom starts a process whose guest goes on from its memory and a state. After
 // an error nothing runs.
 func (h *hypervisor) goOnFrom(ctx context.Context, state io.Reader) error {
-	i, err := h.startInstance(ctx, resumes, true)
+	i, err := h.startInstance(ctx, state, true)
 	if err != nil {
 		return err
 	}
-	err = i.load(ctx, state)
-	if err == nil {
-		err = i.connectGuest(ctx, h.dir, h.snapshot == nil)
-	}
+	err = i.awaitRun(ctx)
 	h.mu.Lock()
 	over := i.process.over()
 	if err == nil && !over {
@@ -167,7 +180,11 @@ func (h *hypervisor) goOnFrom(ctx context.Context, state io.Reader) error {
 		err = errors.New("qemu ended at once")
 	}
 	if err != nil {
-		return errors.Join(err, h.drop(i))
+		err = errors.Join(err, h.drop(i))
+		if said := h.console.lastLines(); said != "" {
+			err = fmt.Errorf("%w; qemu said last: %s", err, said)
+		}
+		return err
 	}
 	return nil
 }
@@ -199,50 +216,33 @@ func (h *hypervisor) upper() *blockDevice {
 	return nil
 }
 
-// loadPause lies between two questions whether the state has been loaded, which
-// takes a few milliseconds.
-const loadPause = time.Millisecond
-
-// load gives a process that waits for it the state of the devices and has the
-// guest run.
-func (i *instance) load(ctx context.Context, state io.Reader) error {
-	ours, theirs, err := os.Pipe()
-	if err != nil {
+// awaitRun returns when the process has loaded the state that it was given, and
+// its guest runs. One that cannot load it ends.
+func (i *instance) awaitRun(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("the guest's devices were not loaded: %w", err)
+		}
+	}()
+	ctx, cancel := context.WithTimeoutCause(ctx, greetingTime, fmt.Errorf("not within %v", greetingTime))
+	defer cancel()
+	resumed, unsubscribe := i.qmp.Subscribe("RESUME")
+	defer unsubscribe()
+	// It may have done so before the subscription.
+	var now struct {
+		Status string `json:"status"`
+	}
+	if err := i.qmp.Execute(ctx, "query-status", nil, nil, &now); err != nil || now.Status == "running" {
 		return err
 	}
-	defer theirs.Close()
-	if err := i.qmp.Execute(ctx, "getfd", map[string]any{"fdname": "state"}, ours, nil); err != nil {
-		return errors.Join(err, ours.Close())
-	}
-	ours.Close() // QEMU has its own
-	if err := i.qmp.Execute(ctx, "migrate-incoming", map[string]any{"uri": "fd:state"}, nil, nil); err != nil {
-		return err
-	}
-	if _, err := io.Copy(theirs, state); err != nil {
-		return err
-	}
-	if err := theirs.Close(); err != nil {
-		return err
-	}
-	for {
-		var migration struct {
-			Status string `json:"status"`
-			Error  string `json:"error-desc"`
+	select {
+	case _, ok := <-resumed:
+		if !ok {
+			return i.qmp.Err()
 		}
-		if err := i.qmp.Execute(ctx, "query-migrate", nil, nil, &migration); err != nil {
-			return err
-		}
-		switch migration.Status {
-		case "completed":
-			return i.qmp.Execute(ctx, "cont", nil, nil, nil)
-		case "failed", "cancelled":
-			return fmt.Errorf("state not loaded: %s", migration.Error)
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(loadPause):
-		}
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -128,11 +129,8 @@ func (h *hypervisor) startCold(ctx context.Context) (err error) {
 	if h.initramfs, err = memoryCopy("initramfs", h.boot.Initramfs); err != nil {
 		return fmt.Errorf("initramfs: %w", err)
 	}
-	i, err := h.startInstance(ctx, boots, false)
-	if err != nil {
-		return err
-	}
-	return i.connectGuest(ctx, h.dir, true)
+	_, err = h.startInstance(ctx, nil, false)
+	return err
 }
 
 func (h *hypervisor) isClosed() bool {
@@ -142,17 +140,21 @@ func (h *hypervisor) isClosed() bool {
 }
 
 // startInstance starts a process and makes it the one that runs the machine,
-// unless Close came first. It returns when the process answers. The end of one
-// that is on trial is not the machine's.
-func (h *hypervisor) startInstance(ctx context.Context, how beginning, trial bool) (*instance, error) {
-	i, child, err := newInstance(h.console, h.dir)
+// unless Close came first. Its guest boots, or goes on from state unless that is
+// nil. It returns when the process answers. The end of one that is on trial is not
+// the machine's.
+func (h *hypervisor) startInstance(ctx context.Context, state io.Reader, trial bool) (*instance, error) {
+	i, child, err := newInstance(h.console, h.dir, h.snapshot != nil)
 	defer child.close()
+	if err == nil && state != nil {
+		err = i.hand(state, child)
+	}
 	if err != nil {
 		return nil, err
 	}
 	i.trial = trial
 	child.memory, child.monitor, child.link = h.memory, h.monitor, h.link
-	line := h.invocation(child.channels, how)
+	line := h.invocation(child.channels)
 	cmd := exec.Command(h.path, line.args...)
 	cmd.ExtraFiles = line.files
 	cmd.Stdout, cmd.Stderr = child.output, child.output
@@ -188,9 +190,7 @@ func (h *hypervisor) drop(i *instance) error {
 	i.process.kill()
 	i.awaitEnd()
 	i.close()
-	for _, name := range []string{dataSocket, controlSocket} {
-		os.Remove(filepath.Join(h.dir, name)) // unless it came to be connected
-	}
+	os.Remove(filepath.Join(h.dir, dataSocket)) // if it is there
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -20,14 +21,14 @@ import (
 type instance struct {
 	process  *process
 	trial    bool           // guarded by hypervisor.mu
-	collects sync.WaitGroup // of what the console and the process say
+	collects sync.WaitGroup // of what the console and the process say, and what it was given
 	watches  sync.WaitGroup // of what the monitor says
 	monitor  *os.File       // our end of QMP's connection, until qmp is on it
 
 	mu   sync.Mutex
 	qmp  *qmp
 	ctl  net.Conn // until it is handed out
-	data net.Conn // until the multiplexer is on it
+	data net.Conn // until the multiplexer is on it; nil: not yet connected
 
 	muxMu sync.Mutex
 	mux   *wire.HostMux // made by the first dial
@@ -56,7 +57,11 @@ func (c *childEnds) close() {
 // newInstance makes the connections of a process yet to be started; what it
 // says goes to the console. After an error all that is left to do is to close
 // the child's ends.
-func newInstance(console *console, dir string) (*instance, *childEnds, error) {
+//
+// The guest's ports are connected from the start, which is no news to a guest that
+// goes on: news would be code to be translated. The data port may be left for
+// later: to whom its guest still speaks there, none may listen who was not meant.
+func newInstance(console *console, dir string, dataLater bool) (*instance, *childEnds, error) {
 	i, child := new(instance), new(childEnds)
 	ours, theirs, err := socketPair(socketStream, "console")
 	if err != nil {
@@ -70,11 +75,17 @@ func newInstance(console *console, dir string) (*instance, *childEnds, error) {
 	}
 	child.output = child.own(input)
 	i.collects.Go(func() { console.collect(output) })
-	if child.data, err = listenAt(filepath.Join(dir, dataSocket)); err != nil {
+	if dataLater {
+		child.dataLater = true
+		child.data, err = listenAt(filepath.Join(dir, dataSocket))
+	} else {
+		i.data, child.data, err = portPair(wire.DataPortName)
+	}
+	if err != nil {
 		return nil, child, err
 	}
 	child.own(child.data)
-	if child.control, err = listenAt(filepath.Join(dir, controlSocket)); err != nil {
+	if i.ctl, child.control, err = portPair(wire.ControlPortName); err != nil {
 		return nil, child, err
 	}
 	child.own(child.control)
@@ -85,11 +96,38 @@ func newInstance(console *console, dir string) (*instance, *childEnds, error) {
 	return i, child, nil
 }
 
-// Names of the sockets in the machine's folder, there until they are connected.
-const (
-	dataSocket    = "data"
-	controlSocket = "ctl"
-)
+// portPair connects us to a port of the guest.
+func portPair(name string) (ours net.Conn, theirs *os.File, err error) {
+	end, theirs, err := socketPair(socketStream, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer end.Close()
+	if ours, err = net.FileConn(end); err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return ours, theirs, nil
+}
+
+// hand gives the process, which is yet to be started, the state that its guest
+// goes on from.
+func (i *instance) hand(state io.Reader, child *childEnds) error {
+	theirs, ours, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	child.state = child.own(theirs)
+	i.collects.Go(func() {
+		defer ours.Close()
+		io.Copy(ours, state) // fails when the process has ended, or not started
+	})
+	return nil
+}
+
+// dataSocket is the socket of a data port that is connected later, in the
+// machine's folder until it is.
+const dataSocket = "data"
 
 // greetingTime is how long QEMU may take until its monitor answers. It needs
 // 30 ms where nothing else goes on.
@@ -120,37 +158,15 @@ func (i *instance) answered() bool {
 	return i.qmp != nil
 }
 
-// connectGuest connects to the guest's ports. The data port may be left for later:
-// to whom its guest still speaks there, none may listen who was not meant.
-func (i *instance) connectGuest(ctx context.Context, dir string, data bool) error {
-	ctl, err := connectPort(ctx, dir, controlSocket)
-	if err != nil {
-		return err
-	}
-	i.mu.Lock()
-	i.ctl = ctl
-	i.mu.Unlock()
-	if !data {
-		return nil
-	}
-	conn, err := connectPort(ctx, dir, dataSocket)
-	if err != nil {
-		return err
-	}
-	i.mu.Lock()
-	i.data = conn
-	i.mu.Unlock()
-	return nil
-}
-
-// connectPort makes the one connection that there is to a port for the process's
-// life: nobody else gets in.
-func connectPort(ctx context.Context, dir, name string) (net.Conn, error) {
-	conn, err := hostfs.Dial(ctx, filepath.Join(dir, name))
+// connectData makes the one connection that there is to the data port for the
+// process's life: nobody else gets in.
+func connectData(ctx context.Context, dir string) (net.Conn, error) {
+	path := filepath.Join(dir, dataSocket)
+	conn, err := hostfs.Dial(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Remove(filepath.Join(dir, name)); err != nil {
+	if err := os.Remove(path); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
 	return conn, nil
@@ -181,7 +197,7 @@ func (i *instance) channel(ctx context.Context, dir string, epoch uint64) (*wire
 	i.mu.Unlock()
 	if data == nil {
 		var err error
-		if data, err = connectPort(ctx, dir, dataSocket); err != nil {
+		if data, err = connectData(ctx, dir); err != nil {
 			return nil, fmt.Errorf("data port: %w", err)
 		}
 	}

@@ -49,18 +49,12 @@ type channels struct {
 	memory        *os.File // what the guest's memory begins as; what is written is the process's own
 	qmp           *os.File // stream socket, QEMU's control
 	console       *os.File // stream socket, the guest's first serial port
-	data, control *os.File // listening stream sockets, the guest's virtio-serial ports
+	data, control *os.File // stream sockets, the guest's virtio-serial ports
+	dataLater     bool     // data is not connected, but listens
 	link          *os.File // datagram socket, the guest's network; nil: none
 	monitor       *os.File // listening stream socket, a second QMP for a person; nil: none
+	state         *os.File // pipe, the devices as another process has left them; nil: the guest boots
 }
-
-// beginning is how a process comes by its guest.
-type beginning bool
-
-const (
-	boots   beginning = true  // from the kernel
-	resumes beginning = false // from what another process has left
-)
 
 // Sizes of the cache of translated code under TCG, in MiB. A boot fills its
 // cache, and pays for each page of it; one that holds all of a program's code
@@ -77,7 +71,7 @@ const machineType = "microvm,rtc=on,ioapic2=on"
 
 // invocation writes the whole command line. What it must hold to, and why, is in
 // docs/how-it-works.md. The machine's shape is the same however it begins.
-func (h *hypervisor) invocation(ch channels, how beginning) *invocation {
+func (h *hypervisor) invocation(ch channels) *invocation {
 	c := &invocation{}
 	c.add("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
 		"-name", "matchlock-"+h.config.ID,
@@ -85,11 +79,11 @@ func (h *hypervisor) invocation(ch channels, how beginning) *invocation {
 		"-m", fmt.Sprint(h.config.MemoryMB), "-smp", fmt.Sprint(h.config.VCPUs),
 		"-object", fmt.Sprintf("memory-backend-file,id=mem0,size=%dM,mem-path=%s,share=off", h.config.MemoryMB, c.procFD(ch.memory)))
 	cache := bootCache
-	if how == boots {
+	if ch.state == nil {
 		c.add("-kernel", c.procFD(h.kernel), "-initrd", c.procFD(h.initramfs), "-append", h.kernelArgs(h.boot.HZ))
 	} else {
 		cache = runCache
-		c.add("-incoming", "defer", "-S", "-global", "migration.send-configuration=off")
+		c.add("-incoming", fmt.Sprintf("fd:%d", c.fd(ch.state)), "-global", "migration.send-configuration=off")
 	}
 	if h.accel.Name == accelKVM {
 		c.add("-accel", "kvm", "-cpu", "host")
@@ -102,8 +96,8 @@ func (h *hypervisor) invocation(ch channels, how beginning) *invocation {
 	}
 	c.add("-chardev", fmt.Sprintf("socket,id=console,fd=%d", c.fd(ch.console)), "-serial", "chardev:console")
 	c.add("-device", "virtio-serial-device,max_ports=3") // port 0 is a console, which there is none of
-	c.serialPort("data", wire.DataPortName, ch.data)
-	c.serialPort("ctl", wire.ControlPortName, ch.control)
+	c.serialPort("data", wire.DataPortName, ch.data, ch.dataLater)
+	c.serialPort("ctl", wire.ControlPortName, ch.control, false)
 	for i := range h.disks {
 		c.blockDevice(&h.disks[i])
 	}
@@ -122,9 +116,12 @@ func (h *hypervisor) invocation(ch channels, how beginning) *invocation {
 // locally administered addresses.
 const guestMAC = "52:54:00:12:34:56"
 
-func (c *invocation) serialPort(id, name string, listener *os.File) {
-	c.add("-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", id, c.fd(listener)),
-		"-device", fmt.Sprintf("virtserialport,chardev=%s,name=%s", id, name))
+func (c *invocation) serialPort(id, name string, socket *os.File, listens bool) {
+	chardev := fmt.Sprintf("socket,id=%s,fd=%d", id, c.fd(socket))
+	if listens {
+		chardev += ",server=on,wait=off"
+	}
+	c.add("-chardev", chardev, "-device", fmt.Sprintf("virtserialport,chardev=%s,name=%s", id, name))
 }
 
 // blockDevice adds a disk. The format is never probed: the lowest file itself is
@@ -179,7 +176,7 @@ func (h *hypervisor) kernelArgs(hz int) string {
 		"psi=0", "audit=0", "lsm=landlock,yama",
 		// For the environment of /init, which is Go: a translator is slow at first,
 		// and what is slow is no reason to be interrupted by signals.
-		"GODEBUG=asyncpreemptoff=1"}
+		"GODEBUG=asyncpreemptoff=1,updatemaxprocs=0"}
 	if h.tscKHz != 0 {
 		// Without a reference clock the kernel would calibrate the TSC against a
 		// timer that a busy host spoils, and hang in one boot of three. Under TCG
