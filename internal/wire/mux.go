@@ -176,6 +176,14 @@ func (m *HostMux) open(port uint32) (*Stream, error) {
 	return s, nil
 }
 
+// AwaitHost is NewGuestMux without the wait: that there was no handshake is the
+// error of Accept.
+func AwaitHost(conn io.ReadWriteCloser, epoch uint64) *GuestMux {
+	m := new(GuestMux)
+	m.begin(conn, epoch)
+	return m
+}
+
 // An Incoming is a stream that the host asks for. It must be accepted or
 // refused, once.
 type Incoming struct{ stream *Stream }
@@ -224,10 +232,11 @@ func (i *Incoming) Refuse(reason string) {
 // session is what both ends have in common. mu guards all of it and all that is
 // in its streams; nothing waits for a connection while holding it.
 type session struct {
-	host bool
-	conn io.ReadWriteCloser
-	done chan struct{}
-	wg   sync.WaitGroup
+	host    bool
+	conn    io.ReadWriteCloser
+	greeted chan struct{} // closed after the handshake
+	done    chan struct{}
+	wg      sync.WaitGroup
 
 	mu      sync.Mutex
 	err     error // why the session is over
@@ -259,26 +268,43 @@ func (m *session) Close() error {
 	return nil
 }
 
+// start begins the session and waits for the handshake.
 func (m *session) start(ctx context.Context, conn io.ReadWriteCloser, epoch uint64) error {
+	m.begin(conn, epoch)
+	stop := context.AfterFunc(ctx, func() { m.end(fmt.Errorf("handshake: %w", context.Cause(ctx))) })
+	select {
+	case <-m.greeted:
+	case <-m.done:
+	}
+	if !stop() {
+		<-m.done
+	}
+	if err := m.Err(); err != nil {
+		m.wg.Wait()
+		return err
+	}
+	return nil
+}
+
+// begin has all there that the session needs when the handshake comes.
+func (m *session) begin(conn io.ReadWriteCloser, epoch uint64) {
 	m.conn = conn
+	m.greeted = make(chan struct{})
 	m.done = make(chan struct{})
 	m.streams = make(map[uint32]*Stream)
 	m.work.L = &m.mu
 	m.arrival.L = &m.mu
-
-	r := bufio.NewReaderSize(conn, 2*maxBatch)
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	err := m.shakeHands(r, epoch)
-	if !stop() {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		conn.Close()
-		return fmt.Errorf("handshake: %w", err)
-	}
-	m.wg.Go(func() { m.end(m.readAll(r)) })
+	m.free = []*block{new(block)}
+	m.wg.Go(func() {
+		r := bufio.NewReaderSize(conn, 2*maxBatch)
+		if err := m.shakeHands(r, epoch); err != nil {
+			m.end(fmt.Errorf("handshake: %w", err))
+			return
+		}
+		close(m.greeted)
+		m.end(m.readAll(r))
+	})
 	m.wg.Go(func() { m.end(m.writeAll()) })
-	return nil
 }
 
 // A hello is the magic, the Version and the epoch.

@@ -464,6 +464,32 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
+// A guest that awaits its host has a session from the start, and hears of a host
+// that is none when it asks for streams.
+func TestAwaitHost(t *testing.T) {
+	a, b := net.Pipe()
+	guest := AwaitHost(b, 1)
+	defer guest.Close()
+	go a.Write(make([]byte, helloSize))
+	if _, err := guest.Accept(); !errors.Is(err, ErrProtocol) || !strings.Contains(err.Error(), "handshake") {
+		t.Errorf("got %v", err)
+	}
+	a, b = net.Pipe()
+	guest = AwaitHost(b, 1)
+	defer guest.Close()
+	host, err := NewHostMux(t.Context(), a, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	if _, err := host.Open(5); err != nil {
+		t.Fatal(err)
+	}
+	if in, err := guest.Accept(); err != nil || in.Port() != 5 {
+		t.Errorf("got %v, %v", in, err)
+	}
+}
+
 // newHostile returns a host's session with one stream that is asked for, and the
 // connection at whose other end the test plays the guest.
 func newHostile(t *testing.T) (*HostMux, *Stream, net.Conn) {
