@@ -100,6 +100,7 @@ func TestNewLeavesNothing(t *testing.T) {
 		OverlayUpperPath: filepath.Join(home, "state/sandboxes", got.ID, "upper.ext4"),
 		LogPath:          filepath.Join(home, "state/sandboxes", got.ID, "console.log"),
 		ExtraDisks:       []vm.DiskConfig{{HostPath: disk, GuestMount: "/data", ReadOnly: true}},
+		Boot:             bootData(got.ID, &config, &image.Config{}),
 	}
 	if diff := cmp.Diff(got, want); diff != "" {
 		t.Errorf("machine asked for (-got +want):\n%s", diff)

@@ -202,7 +202,13 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 			return err
 		}
 	}
-	made, err := backend.Create(ctx, vmConfig(s.dir, &s.config, img.Layers))
+	config, data := vmConfig(s.dir, &s.config, img.Layers), bootData(s.id, &s.config, &img.Config)
+	if s.origin != nil {
+		data.Hosts = s.origin.hosts
+	} else {
+		config.Boot = data
+	}
+	made, err := backend.Create(ctx, config)
 	if err != nil {
 		return withHint(err)
 	}
@@ -220,14 +226,10 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	}
 	go s.watch()
 	clock.lap("boot")
-	data := bootData(s.id, &s.config, &img.Config)
 	if s.origin != nil {
-		data.Hosts = s.origin.hosts
-	}
-	if err := machine.Boot(ctx, data); err != nil {
-		return err
-	}
-	if s.origin != nil {
+		if err := machine.Boot(ctx, data); err != nil {
+			return err
+		}
 		if err := s.goOn(ctx); err != nil {
 			return err
 		}

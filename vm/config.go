@@ -104,6 +104,9 @@ type VMConfig struct {
 	Hostname string
 	// AddHosts are further lines of the guest's hosts file.
 	AddHosts []api.HostIPMapping
+	// Boot is boot data that Start hands over by itself: one step less than a call
+	// of Booter.Boot, which is refused then. Nil: there is none, or it comes by that.
+	Boot *api.BootData
 	// MTU of the guest's interface in bytes; 0 is 1500.
 	MTU int
 	// NoNetwork leaves the guest with its loopback alone.

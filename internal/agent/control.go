@@ -78,6 +78,7 @@ type Setup struct {
 	BootID    string // a UUID
 	Env       map[string]string
 	Hosts     []api.HostIPMapping
+	Boot      *api.BootData // as Boot hands it over, in the same request; nil: that comes later, or not at all
 }
 
 func (s *Setup) encode() []byte {
@@ -90,11 +91,15 @@ func (s *Setup) encode() []byte {
 	e.String(s.BootID)
 	e.Map(s.Env)
 	encodeHosts(&e, s.Hosts)
+	e.Bool(s.Boot != nil)
+	if s.Boot != nil {
+		encodeBoot(&e, s.Boot)
+	}
 	return e.Encoded()
 }
 
 func decodeSetup(d *wire.Decoder) *Setup {
-	return &Setup{
+	s := &Setup{
 		Hostname:  d.String(maxName),
 		Params:    d.String(maxText),
 		Time:      decodeTime(d),
@@ -104,12 +109,15 @@ func decodeSetup(d *wire.Decoder) *Setup {
 		Env:       d.Map(maxEnv),
 		Hosts:     decodeHosts(d),
 	}
+	if d.Bool() {
+		s.Boot = decodeBoot(d)
+	}
+	return s
 }
 
-func encodeBoot(b *api.BootData) []byte {
-	var e wire.Encoder
+func encodeBoot(e *wire.Encoder, b *api.BootData) {
 	e.Map(b.Env)
-	encodeHosts(&e, b.Hosts)
+	encodeHosts(e, b.Hosts)
 	e.Strings(b.Confinement.CapAdd)
 	e.Strings(b.Confinement.CapDrop)
 	e.Bool(b.Confinement.AllowSetuid)
@@ -126,7 +134,6 @@ func encodeBoot(b *api.BootData) []byte {
 		e.Uint64(u.Soft)
 		e.Uint64(u.Hard)
 	}
-	return e.Encoded()
 }
 
 func decodeBoot(d *wire.Decoder) *api.BootData {
@@ -250,7 +257,9 @@ func (c *Control) Thaw(ctx context.Context, t time.Time) error {
 // Boot hands over what must be in place before user code runs; in a copy that has
 // been renewed it has the copied user code go on.
 func (c *Control) Boot(ctx context.Context, b *api.BootData) error {
-	_, err := c.call(ctx, controlBoot, encodeBoot(b))
+	var e wire.Encoder
+	encodeBoot(&e, b)
+	_, err := c.call(ctx, controlBoot, e.Encoded())
 	return err
 }
 
@@ -409,7 +418,13 @@ func handleControl(h ControlHandler, kind byte, body []byte) (answer []byte, err
 		act = func() error { return h.Prepare(preparation) }
 	case controlSetup:
 		setup := decodeSetup(d)
-		act = func() error { return h.Setup(setup) }
+		act = func() error {
+			err := h.Setup(setup)
+			if err == nil && setup.Boot != nil {
+				err = h.Boot(setup.Boot)
+			}
+			return err
+		}
 	case controlBoot:
 		boot := decodeBoot(d)
 		act = func() error { return h.Boot(boot) }

@@ -136,6 +136,15 @@ func TestControl(t *testing.T) {
 	if err := c.Boot(t.Context(), &boot); err != nil || !reflect.DeepEqual(r.last(), boot) {
 		t.Errorf("got %+v, %v; want %+v", r.last(), err, boot)
 	}
+	setup.Boot = &boot
+	if err := c.Setup(t.Context(), setup); err != nil || !reflect.DeepEqual(r.last(), boot) {
+		t.Errorf("got %+v, %v; want the set-up and then %+v", r.last(), err, boot)
+	}
+	r.err = errors.New("no")
+	if err := c.Setup(t.Context(), setup); !IsGuestError(err) || !reflect.DeepEqual(r.last(), setup) {
+		t.Errorf("got %+v, %v; want no boot data after a set-up that has failed", r.last(), err)
+	}
+	r.err = nil
 	if err := c.SetClock(t.Context(), setup.Time); err != nil || !r.last().(time.Time).Equal(setup.Time) {
 		t.Errorf("got %+v, %v; want %+v", r.last(), err, setup.Time)
 	}
@@ -253,7 +262,9 @@ func TestControlHostileGuest(t *testing.T) {
 func FuzzControlRequest(f *testing.F) {
 	setup := Setup{Params: "a=b", Env: map[string]string{"A": "B"}, Hosts: []api.HostIPMapping{{Host: "a", IP: "b"}}}
 	f.Add(byte(controlSetup), setup.encode())
-	f.Add(byte(controlBoot), encodeBoot(&api.BootData{Tmpfs: []api.Tmpfs{{Path: "/"}}, Ulimits: []api.Ulimit{{Name: "x"}}}))
+	var boot wire.Encoder
+	encodeBoot(&boot, &api.BootData{Tmpfs: []api.Tmpfs{{Path: "/"}}, Ulimits: []api.Ulimit{{Name: "x"}}})
+	f.Add(byte(controlBoot), boot.Encoded())
 	f.Fuzz(func(t *testing.T, kind byte, body []byte) {
 		r := new(recorder)
 		if _, err := handleControl(r, kind, body); err != nil || len(r.calls) == 0 {
@@ -265,7 +276,9 @@ func FuzzControlRequest(f *testing.F) {
 				t.Errorf("%+v became %+v", call, *again)
 			}
 		case api.BootData:
-			if again := decodeBoot(wire.NewDecoder(encodeBoot(&call))); !reflect.DeepEqual(*again, call) {
+			var e wire.Encoder
+			encodeBoot(&e, &call)
+			if again := decodeBoot(wire.NewDecoder(e.Encoded())); !reflect.DeepEqual(*again, call) {
 				t.Errorf("%+v became %+v", call, *again)
 			}
 		}

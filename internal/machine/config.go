@@ -245,6 +245,9 @@ func (c *Config) checkText() error {
 			errs = append(errs, err)
 		}
 	}
+	if c.Boot != nil {
+		errs = append(errs, checkBootData(c.Boot))
+	}
 	if strings.ContainsAny(c.KernelArgs, "\x00\n") {
 		errs = append(errs, errors.New("KernelArgs: a control character"))
 	}

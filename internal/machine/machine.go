@@ -122,7 +122,7 @@ type Machine struct {
 	mu       sync.Mutex
 	started  bool
 	closed   bool
-	booted   bool // Boot was called
+	booted   bool // Boot was called, or need not be
 	executed bool // user code has run
 	sockets  []io.Closer
 	serving  sync.WaitGroup
@@ -148,7 +148,7 @@ var (
 // host end of the guest's link or nil; rootfs is the image that the guest will
 // write to.
 func New(config *Config, hv Hypervisor, link *os.File, rootfs string) *Machine {
-	m := &Machine{config: config, hv: hv, link: link, rootfs: rootfs}
+	m := &Machine{config: config, hv: hv, link: link, rootfs: rootfs, booted: config.Boot != nil}
 	m.life, m.end = context.WithCancelCause(context.Background())
 	m.client = agent.NewClient(hv.DialVsock)
 	return m
@@ -215,7 +215,11 @@ func (m *Machine) setUp(ctx context.Context) error {
 	if hello.SetUp {
 		err = m.renew(setupCtx, setup)
 	} else {
+		setup.Boot = m.config.Boot
 		err = m.control.Setup(setupCtx, setup)
+	}
+	if agent.IsGuestError(err) {
+		return err // says by itself what it is about
 	}
 	if err != nil {
 		return fmt.Errorf("guest set-up: %w", err)

@@ -325,6 +325,24 @@ var Lives = map[string]func(t *testing.T, create func(change func(*vm.VMConfig))
 			}
 		}
 	},
+	"boot data in the configuration": func(t *testing.T, create func(func(*vm.VMConfig)) (vm.Machine, error)) {
+		m, err := create(func(c *vm.VMConfig) {
+			c.Env, c.Boot = map[string]string{"A": "config", "B": "config"}, &api.BootData{Env: map[string]string{"B": "boot"}}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close(limited(t))
+		if err := m.Start(limited(t)); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.(vm.Booter).Boot(limited(t), &api.BootData{}); err == nil {
+			t.Error("a call of Boot is taken too")
+		}
+		if r := exec(t, m, "echo $A $B", nil); string(r.Stdout) != "config boot\n" {
+			t.Errorf("environment %q", r.Stdout)
+		}
+	},
 	"boot data, stop, and what is left then": func(t *testing.T, create func(func(*vm.VMConfig)) (vm.Machine, error)) {
 		m, err := create(func(c *vm.VMConfig) { c.Env = map[string]string{"A": "config", "B": "config"} })
 		if err != nil {
