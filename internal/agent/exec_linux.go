@@ -39,7 +39,7 @@ func (s *Server) exec(conn net.Conn, in *wire.FrameReader, out *wire.FrameWriter
 		return err
 	}
 	c := new(command)
-	attr.Files, err = c.open(req, attr.Credential)
+	attr.Files, err = s.open(c, req, attr.Credential)
 	if err != nil {
 		return err
 	}
@@ -166,13 +166,7 @@ func (s *Server) Keep() {
 var past = time.Unix(1, 0)
 
 // open makes the command's pipes or terminal. It returns the command's ends.
-func (c *command) open(req *execRequest, owner *Credential) (files []*os.File, err error) {
-	defer func() {
-		if err != nil {
-			closeAll(files)
-			c.close()
-		}
-	}()
+func (s *Server) open(c *command, req *execRequest, owner *Credential) (files []*os.File, err error) {
 	if req.tty {
 		var slave *os.File
 		if c.tty, slave, err = openTerminal(req.rows, req.cols, owner); err != nil {
@@ -184,26 +178,54 @@ func (c *command) open(req *execRequest, owner *Credential) (files []*os.File, e
 		}
 		return []*os.File{slave, slave, slave}, nil
 	}
-	ours, theirs, err := openPipe(1, owner)
+	p, err := s.takePipes(req.merged)
 	if err != nil {
 		return nil, err
 	}
-	files = append(files, theirs)
+	for _, f := range p.theirs {
+		giveTo(f, owner)
+	}
 	if req.stdin {
-		c.input = newInput(ours, nil)
+		c.input = newInput(pollable(p.stdin), nil)
 	} else {
-		ours.Close()
+		unix.Close(p.stdin)
 	}
-	if c.stdout, theirs, err = openOutput(owner); err != nil {
-		return files, err
+	c.stdout, c.stderr = p.stdout, p.stderr
+	return p.theirs, nil
+}
+
+// PrepareCommand makes what the next command needs, whatever that is.
+func (s *Server) PrepareCommand() error {
+	p, err := openPipes(false)
+	if err != nil {
+		return err
 	}
-	files = append(files, theirs)
-	if !req.merged {
-		if c.stderr, theirs, err = openOutput(owner); err != nil {
-			return files, err
-		}
+	if preparer, ok := s.starter.(Preparer); ok {
+		err = preparer.Prepare(p.theirs)
 	}
-	return append(files, theirs), nil
+	if err != nil {
+		p.close()
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ready = p
+	return nil
+}
+
+// takePipes returns pipes, those that are ready if they will do.
+func (s *Server) takePipes(merged bool) (*pipes, error) {
+	s.mu.Lock()
+	p := s.ready
+	s.ready = nil
+	s.mu.Unlock()
+	if p != nil && !merged {
+		return p, nil
+	}
+	if p != nil {
+		p.close()
+	}
+	return openPipes(merged)
 }
 
 // close closes the server's ends of a command that did not start.

@@ -11,7 +11,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -548,6 +550,101 @@ func TestBaseEnvironmentGrows(t *testing.T) {
 		if strings.Count(" "+got, " "+want) != 1 {
 			t.Errorf("environment %q, want %q", got, want)
 		}
+	}
+}
+
+// A preparingStarter remembers for what it was made ready.
+type preparingStarter struct {
+	HostStarter
+	prepared, started []*os.File
+}
+
+func (s *preparingStarter) Prepare(files []*os.File) error {
+	s.prepared = files
+	return nil
+}
+
+func (s *preparingStarter) Start(path string, argv []string, attr *ProcAttr) (Process, error) {
+	s.started = slices.Clone(attr.Files)
+	return s.HostStarter.Start(path, argv, attr)
+}
+
+// TestPreparedCommand: the first command after PrepareCommand has what was made
+// ready, if that is what it needs, and goes as any other does.
+func TestPreparedCommand(t *testing.T) {
+	for name, test := range map[string]struct {
+		line   string
+		input  string
+		merged bool
+		want   string
+	}{
+		"output":       {line: "echo out; echo err >&2; cat", want: "out\nerr\n"},
+		"input":        {line: "cat; echo end", input: "in\n", want: "in\nend\n"},
+		"merged":       {line: "echo out; echo err >&2", merged: true, want: "out\nerr\n"},
+		"cannot start": {line: "", want: "matchlock: exec: \"\": not found in PATH\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t)
+			starter := new(preparingStarter)
+			p.server.starter = starter
+			if err := p.server.PrepareCommand(); err != nil {
+				t.Fatal(err)
+			}
+			for again := range 2 {
+				var out, errors bytes.Buffer
+				opts := &api.ExecOptions{Args: []string{"/bin/sh", "-c", test.line}, Stdout: &out, Stderr: &errors}
+				if test.merged {
+					opts.Stderr = &out
+				}
+				if test.input != "" {
+					opts.Stdin = strings.NewReader(test.input)
+				}
+				if test.line == "" {
+					opts.Args = []string{""}
+				}
+				if _, err := p.Exec(t.Context(), "", opts); err != nil {
+					t.Fatal(err)
+				}
+				if got := out.String() + errors.String(); got != test.want {
+					t.Errorf("got %q, want %q", got, test.want)
+				}
+				if got, want := slices.Equal(starter.started, starter.prepared), again == 0 && !test.merged && test.line != ""; got != want {
+					t.Errorf("command %d has the files that were made ready: %v, want %v", again, got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestWarmUp(t *testing.T) {
+	server := NewServer(HostStarter{}, nil)
+	defer server.Close()
+	if err := server.WarmUp("/bin/true", "true"); err != nil {
+		t.Error(err)
+	}
+	if err := server.WarmUp("/bin/false", "false"); err == nil || !strings.Contains(err.Error(), "status 1") {
+		t.Errorf("got %v, want status 1", err)
+	}
+	if err := server.WarmUp("/nowhere", "x"); err == nil {
+		t.Error("a program that is not there was run")
+	}
+}
+
+func TestRememberRoot(t *testing.T) {
+	server := NewServer(HostStarter{}, nil)
+	defer server.Close()
+	want, err := server.resolve("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.RememberRoot()
+	got, err := server.resolve("")
+	if err != nil || got != server.root.account || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v; want %+v, remembered", got, err, want)
+	}
+	server.root.files[1].Mtim.Sec++ // somebody has written it
+	if got, err = server.resolve(""); err != nil || got == server.root.account || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v; want %+v, looked up", got, err, want)
 	}
 }
 

@@ -14,12 +14,12 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 // prepare finds out how, as whom, where and with what a command is to start.
 func (s *Server) prepare(req *execRequest) (path string, attr *ProcAttr, err error) {
-	who, err := resolveUser(req.user, readSystemFile("/etc/passwd"), readSystemFile("/etc/group"))
+	who, err := s.resolve(req.user)
 	if err != nil {
 		return "", nil, err
 	}
 	attr = &ProcAttr{Dir: "/", Credential: &who.Credential, TTY: req.tty}
-	if req.dir != "" {
+	if req.dir != "" && req.dir != "/" {
 		attr.Dir = req.dir
 		if err := os.MkdirAll(req.dir, 0o755); err != nil {
 			return "", nil, wrap("working directory", err)
@@ -61,15 +61,61 @@ func (s *Server) prepare(req *execRequest) (path string, attr *ProcAttr, err err
 	return path, attr, err
 }
 
+// accountFiles tells /etc/passwd and /etc/group from what they have been: these are
+// what stat(2) says of them, without the times of reading.
+type accountFiles [2]unix.Stat_t
+
+func statAccountFiles() (files accountFiles) {
+	for i, path := range []string{"/etc/passwd", "/etc/group"} {
+		if unix.Stat(path, &files[i]) != nil {
+			files[i] = unix.Stat_t{}
+		}
+		files[i].Atim = unix.Timespec{}
+	}
+	return files
+}
+
+// knownRoot is what the account of root is, as long as the files are the same.
+type knownRoot struct {
+	account *account
+	files   accountFiles
+}
+
+// RememberRoot looks root up, so that commands of root, which most are, need not
+// as long as nobody has touched /etc/passwd and /etc/group. It is called when
+// nobody can: what changes a file changes its times, but two changes close to each
+// other may leave the same.
+func (s *Server) RememberRoot() {
+	files := statAccountFiles()
+	if who, err := s.resolve(""); err == nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.root = &knownRoot{who, files}
+	}
+}
+
+// resolve finds out who a command of user runs as.
+func (s *Server) resolve(user string) (*account, error) {
+	if user == "" {
+		s.mu.Lock()
+		root := s.root
+		s.mu.Unlock()
+		if root != nil && statAccountFiles() == root.files {
+			return root.account, nil
+		}
+	}
+	return resolveUser(user, readSystemFile("/etc/passwd"), readSystemFile("/etc/group"))
+}
+
 // lookPath finds the program that name means for cred, as execvp(3) would.
 func lookPath(name, searchPath, dir string, cred *Credential) (string, error) {
 	if strings.Contains(name, "/") {
 		return name, nil
 	}
-	err := pathError("exec:", name, &withText{"not found in PATH", ErrCommandNotFound})
 	if name == "" {
-		return "", err
+		return "", notFound(name)
 	}
+	var err error // why what was found will not do
 	for folder := range strings.SplitSeq(searchPath, ":") {
 		path := name
 		if folder != "" {
@@ -92,7 +138,14 @@ func lookPath(name, searchPath, dir string, cred *Credential) (string, error) {
 		}
 		return path, nil
 	}
+	if err == nil {
+		err = notFound(name)
+	}
 	return "", err
+}
+
+func notFound(name string) error {
+	return pathError("exec:", name, &withText{"not found in PATH", ErrCommandNotFound})
 }
 
 // executable says what a file's permission bits say.

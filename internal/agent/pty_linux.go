@@ -33,8 +33,8 @@ func openTerminal(rows, cols uint16, owner *Credential) (t *terminal, slave *os.
 	if errno != 0 {
 		return nil, nil, wrap("slave", errno)
 	}
-	giveTo(int(peer), owner)
 	slave = os.NewFile(peer, "terminal")
+	giveTo(slave, owner)
 	raw, err := master.SyscallConn()
 	if err != nil {
 		slave.Close()

@@ -21,11 +21,15 @@ type Server struct {
 	life    context.Context // ends with Close
 	end     context.CancelFunc
 	serving sync.WaitGroup
+	closing sync.Once
+	waiting chan *wire.Incoming // to the goroutine that waits for a stream; nil ends it
 
 	mu       sync.Mutex
 	env      map[string]string
 	commands map[uint64]*command // that run, by their ids
 	lastID   uint64
+	ready    *pipes     // of the next command; nil: none are
+	root     *knownRoot // nil: not known
 }
 
 // NewServer returns a server whose commands are started by starter, with env as
@@ -37,6 +41,8 @@ func NewServer(starter Starter, env map[string]string) *Server {
 	}
 	s.buffers.New = func() any { return new([wire.FrameHeader + chunk]byte) }
 	s.life, s.end = context.WithCancel(context.Background())
+	s.waiting = make(chan *wire.Incoming)
+	s.serving.Go(s.wait)
 	return s
 }
 
@@ -64,7 +70,11 @@ func (s *Server) Serve(mux *wire.GuestMux) error {
 		}
 		switch port := in.Port(); {
 		case port == wire.PortAgent:
-			s.serving.Go(func() { s.ServeConn(in.Accept()) })
+			select {
+			case s.waiting <- in:
+			default:
+				s.serving.Go(func() { s.ServeConn(in.Accept()) })
+			}
 		case port > wire.PortForward && port <= wire.PortForward+65535:
 			s.serving.Go(func() { s.forward(in, uint16(port-wire.PortForward)) })
 		default:
@@ -73,20 +83,46 @@ func (s *Server) Serve(mux *wire.GuestMux) error {
 	}
 }
 
+// wait serves one stream at a time. Most often there is but one, and this
+// goroutine has been made for it, with a stack that has grown.
+func (s *Server) wait() {
+	for in := <-s.waiting; in != nil; in = <-s.waiting {
+		s.ServeConn(in.Accept())
+	}
+}
+
 // Close kills the commands that run, ends what else is under way, and returns
 // when nothing of it is left.
 func (s *Server) Close() error {
 	s.end()
+	s.closing.Do(func() { s.waiting <- nil })
 	s.serving.Wait()
+	if s.ready != nil {
+		s.ready.close()
+	}
 	return nil
 }
 
-// WarmUp runs the program at path, by the name given, as a request for it would,
-// and waits for its end. It fails if that has any status but 0.
+// WarmUp runs the program at path, by the name given, as a request of the host
+// would, and waits for its end. It fails if that has any status but 0.
 func (s *Server) WarmUp(path, name string) error {
-	ours, theirs := net.Pipe()
-	defer ours.Close()
-	s.serving.Go(func() { s.ServeConn(theirs) })
+	near, far := net.Pipe()
+	ctx, cancel := context.WithTimeout(context.Background(), answerTime)
+	defer cancel()
+	s.serving.Go(func() {
+		mux := wire.AwaitHost(far, 0)
+		s.Serve(mux)
+		mux.Close()
+	})
+	mux, err := wire.NewHostMux(ctx, near, 0)
+	if err != nil {
+		return wrap("warm-up", err)
+	}
+	defer mux.Close()
+	ours, err := mux.Open(wire.PortAgent)
+	if err != nil {
+		return wrap("warm-up", err)
+	}
 	ours.SetDeadline(time.Now().Add(answerTime))
 	request := execRequest{args: []string{path, name}, dir: "/"}
 	if err := wire.NewFrameWriter(ours).WriteFrame(requestExec, request.encode()); err != nil {

@@ -14,6 +14,16 @@ type Starter interface {
 	Start(path string, argv []string, attr *ProcAttr) (Process, error)
 }
 
+// A Preparer is a Starter that can do part of a Start before it is known what is
+// to be started.
+type Preparer interface {
+	Starter
+
+	// Prepare makes ready for a Start with just these Files. Any other Start undoes
+	// it.
+	Prepare(files []*os.File) error
+}
+
 // A Process is a started process and its group.
 type Process interface {
 	// PID is the process's number, and its group's.

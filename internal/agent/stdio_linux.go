@@ -13,24 +13,68 @@ import (
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
-// openPipe makes a pipe of which one end is ours, 0 the reading one or 1 the
-// writing one. That end is the poller's: waiting for it takes no thread and can
-// be interrupted.
-func openPipe(end int, owner *Credential) (ours, theirs *os.File, err error) {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, wrap("pipe", err)
+// pipe makes a pipe.
+func pipe() (ends [2]int, err error) {
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		return ends, wrap("pipe", err)
 	}
-	giveTo(fds[1-end], owner)
-	unix.SetNonblock(fds[end], true) // of a pipe this cannot fail
-	return os.NewFile(uintptr(fds[end]), "pipe"), os.NewFile(uintptr(fds[1-end]), "pipe"), nil
+	return ends, nil
+}
+
+// pollable makes a file of our end of a pipe. It is the poller's: waiting for it
+// takes no thread and can be interrupted.
+func pollable(fd int) *os.File {
+	unix.SetNonblock(fd, true) // of a pipe this cannot fail
+	return os.NewFile(uintptr(fd), "pipe")
+}
+
+// pipes are those of a command without a terminal.
+type pipes struct {
+	stdin          int        // our end, not yet pollable: most commands have no input
+	stdout, stderr *output    // stderr is nil when it goes where stdout goes
+	theirs         []*os.File // the command's descriptors 0, 1, 2
+}
+
+func openPipes(merged bool) (_ *pipes, err error) {
+	ends, err := pipe()
+	if err != nil {
+		return nil, err
+	}
+	p := &pipes{stdin: ends[1], theirs: []*os.File{os.NewFile(uintptr(ends[0]), "pipe")}}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	var theirs *os.File
+	if p.stdout, theirs, err = openOutput(); err != nil {
+		return nil, err
+	}
+	p.theirs = append(p.theirs, theirs)
+	if !merged {
+		if p.stderr, theirs, err = openOutput(); err != nil {
+			return nil, err
+		}
+	}
+	p.theirs = append(p.theirs, theirs)
+	return p, nil
+}
+
+func (p *pipes) close() {
+	closeAll(p.theirs)
+	unix.Close(p.stdin)
+	for _, o := range []*output{p.stdout, p.stderr} {
+		if o != nil {
+			o.file.Close()
+		}
+	}
 }
 
 // giveTo makes owner the owner of a pipe or terminal, who may then open it by
 // name (/dev/stderr). Where that cannot be had nothing else depends on it.
-func giveTo(fd int, owner *Credential) {
+func giveTo(f *os.File, owner *Credential) {
 	if owner.UID != 0 && os.Geteuid() == 0 {
-		unix.Fchown(fd, int(owner.UID), -1)
+		f.Chown(int(owner.UID), -1)
 	}
 }
 
@@ -154,11 +198,12 @@ type output struct {
 	raw  syscall.RawConn
 }
 
-func openOutput(owner *Credential) (*output, *os.File, error) {
-	ours, theirs, err := openPipe(0, owner)
+func openOutput() (*output, *os.File, error) {
+	ends, err := pipe()
 	if err != nil {
 		return nil, nil, err
 	}
+	ours, theirs := pollable(ends[0]), os.NewFile(uintptr(ends[1]), "pipe")
 	raw, err := ours.SyscallConn()
 	if err != nil {
 		ours.Close()

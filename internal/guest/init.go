@@ -3,7 +3,6 @@
 package guest
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -39,6 +38,9 @@ func Main() error {
 	// Unhandled, these would end the runtime and with it the machine. They are
 	// caught and dropped, not ignored: commands would inherit that.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2)
+	if err := ignoreChildSignals(); err != nil {
+		return err
+	}
 	unix.Umask(0o022)
 	if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 1024, Max: maxOpenFiles}); err != nil {
 		return err
@@ -209,7 +211,8 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	opened := make(chan struct{})
 	go g.serveData(device, sync.OnceFunc(func() { close(opened) }))
 	<-opened
-	return nil
+	g.server.RememberRoot()
+	return g.server.PrepareCommand()
 }
 
 // Setup implements agent.ControlHandler: clock, entropy, network, name and disks,
@@ -433,13 +436,10 @@ func (g *guest) serveData(device string, opened func()) {
 			g.reopened = nil
 		}
 		g.mu.Unlock()
+		mux := wire.AwaitHost(data, epoch)
 		opened()
-		mux, err := wire.NewGuestMux(context.Background(), data, epoch)
-		if err == nil {
-			g.server.Serve(mux)
-			mux.Close()
-		}
-		data.Close()
+		g.server.Serve(mux)
+		mux.Close()
 	}
 }
 

@@ -90,11 +90,11 @@ func (p *port) Read(b []byte) (n int, err error) {
 	waitErr := p.raw.Read(func(fd uintptr) (done bool) {
 		for {
 			n, err = unix.Read(int(fd), b)
-			if !errors.Is(err, unix.EINTR) {
+			if err != unix.EINTR {
 				break
 			}
 		}
-		return n > 0 || err != nil && !errors.Is(err, unix.EAGAIN)
+		return n > 0 || err != nil && err != unix.EAGAIN
 	})
 	if waitErr != nil {
 		return 0, waitErr

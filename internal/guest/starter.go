@@ -3,11 +3,13 @@
 package guest
 
 import (
-	"errors"
+	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +27,7 @@ type starter struct {
 	forks chan func() // run by the restrained thread
 
 	mu        sync.Mutex
+	standby   *standby         // until the first command; nil: there is none
 	processes map[int]*process // that have not been reaped
 	someChild sync.Cond        // there may be a child to wait for
 }
@@ -38,6 +41,7 @@ func newStarter() *starter {
 
 // restrain sets what commands are held to from now on; nil is nothing.
 func (s *starter) restrain(r *restraint) error {
+	s.takeStandby(nil)
 	if s.forks != nil {
 		close(s.forks)
 	}
@@ -59,8 +63,49 @@ func (s *starter) restrain(r *restraint) error {
 	return <-applied
 }
 
+// Prepare implements agent.Preparer.
+func (s *starter) Prepare(files []*os.File) error {
+	made, err := (*standby)(nil), error(nil)
+	s.fork(func() { made, err = newStandby(s.cgroup, files) })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.standby = made
+	s.someChild.Signal()
+	return err
+}
+
+// takeStandby returns the standby if it has the files. If not, it is of no use
+// any more: what is started now could get at it.
+func (s *starter) takeStandby(files []*os.File) *standby {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	taken := s.standby
+	s.standby = nil
+	if taken != nil && !slices.Equal(taken.files, files) {
+		taken.end()
+		return nil
+	}
+	return taken
+}
+
+// fork has the restrained thread run a function.
+func (s *starter) fork(f func()) {
+	done := make(chan struct{})
+	s.forks <- func() {
+		defer close(done)
+		f()
+	}
+	<-done
+}
+
 // Start implements agent.Starter.
 func (s *starter) Start(path string, argv []string, attr *agent.ProcAttr) (agent.Process, error) {
+	if ready := s.takeStandby(attr.Files); ready != nil {
+		if len(s.limits) == 0 && ready.waits() {
+			return s.runStandby(ready, path, argv, attr)
+		}
+		ready.end()
+	}
 	files := make([]uintptr, len(attr.Files))
 	for i, f := range attr.Files {
 		files[i] = f.Fd()
@@ -77,27 +122,54 @@ func (s *starter) Start(path string, argv []string, attr *agent.ProcAttr) (agent
 	}
 	var p *process
 	var err error
-	done := make(chan struct{})
-	s.forks <- func() {
-		defer close(done)
+	s.fork(func() {
 		// Until the process is in the table the reaper must not see its end.
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		var pid int
 		pid, err = syscall.ForkExec(path, argv, &syscall.ProcAttr{Dir: attr.Dir, Env: attr.Env, Files: files, Sys: sys})
-		if err != nil {
-			return
+		if err == nil {
+			p = s.add(pid)
 		}
-		p = &process{starter: s, pid: pid, ended: make(chan struct{})}
-		s.processes[pid] = p
-		s.someChild.Signal()
-	}
-	<-done
+	})
 	runtime.KeepAlive(attr.Files)
 	if err != nil {
 		return nil, err
 	}
 	return p, nil
+}
+
+// add puts a process into the table, with mu held.
+func (s *starter) add(pid int) *process {
+	p := &process{starter: s, pid: pid, ended: make(chan struct{})}
+	s.processes[pid] = p
+	s.someChild.Signal()
+	return p
+}
+
+// runStandby is Start with a process that waits for it.
+func (s *starter) runStandby(ready *standby, path string, argv []string, attr *agent.ProcAttr) (agent.Process, error) {
+	s.mu.Lock()
+	p := s.add(ready.pid)
+	s.mu.Unlock()
+	if err := ready.run(path, argv, attr); err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.processes, ready.pid) // it ends by itself
+		return nil, err
+	}
+	return p, nil
+}
+
+// ignoreChildSignals takes SIGCHLD from the runtime, which would handle it only to
+// drop it. The end of a child is told by waitid(2), and commands inherit nothing.
+func ignoreChildSignals() error {
+	var byDefault [4]uint64 // struct sigaction of the kernel: SIG_DFL, no flags
+	_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(unix.SIGCHLD), uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("SIGCHLD: %w", errno)
+	}
+	return nil
 }
 
 // reap waits for children for ever.
@@ -107,13 +179,13 @@ func (s *starter) reap() {
 		// knows of its end, or a signal for it could reach another.
 		err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOWAIT, nil)
 		s.mu.Lock()
-		if errors.Is(err, unix.ECHILD) && len(s.processes) == 0 {
+		if err == unix.ECHILD && len(s.processes) == 0 {
 			s.someChild.Wait()
 		}
 		for {
 			var status unix.WaitStatus
 			pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
-			if errors.Is(err, unix.EINTR) {
+			if err == unix.EINTR {
 				continue
 			}
 			if err != nil || pid <= 0 {

@@ -5,6 +5,9 @@ package guest
 import (
 	"io"
 	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/matchlock/matchlock/internal/agent"
 )
@@ -44,8 +47,21 @@ func (g *guest) warmUp() error {
 		}
 	}
 	lookAtPrograms()
-	return nil
+	haveThreads()
+	return g.server.WarmUp("/proc/self/exe", warmName)
 }
+
+// haveThreads has the runtime make threads, by needing them at once, so that the
+// first command finds idle ones.
+func haveThreads() {
+	var sleeping sync.WaitGroup
+	for range idleThreads {
+		sleeping.Go(func() { unix.Nanosleep(&unix.Timespec{Nsec: 20_000_000}, nil) })
+	}
+	sleeping.Wait()
+}
+
+const idleThreads = 6
 
 // lookAtPrograms looks at the programs that the image has, so that the kernel
 // knows where they are: which one is the first is not known yet.

@@ -1,0 +1,225 @@
+//go:build linux
+
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/matchlock/matchlock/internal/agent"
+)
+
+// standby is a process that is there before it is known what it is to run: in its
+// control group, under its restraints, with its descriptors. It waits to be told,
+// and then has nothing left to do but execve(2). In a machine that is copied, what
+// was done before the copy costs nothing after it.
+//
+// Until then it shares the memory of PID 1, as a child of vfork(2) does, so that
+// none of it need be copied. User code must not run while it waits: some could
+// stop it or send it signals, which PID 1 itself is safe from.
+type standby struct {
+	pid   int
+	files []*os.File // its descriptors 0, 1, 2
+	child *child
+	stack []byte
+}
+
+// child is what the process and PID 1 know of each other.
+type child struct {
+	files [3]int
+	mask  unix.Sigset_t // of signals, as a command is to have it
+
+	order        uint32 // futex; what follows is valid once it is orderRun
+	path, dir    *byte  // dir is nil for the present one, "/"
+	argv, env    **byte
+	credential   *agent.Credential // nil: the present one, root's
+	groups       *uint32
+	errno        syscall.Errno // why it ended
+	sharesMemory uint32        // futex; the kernel makes it 0 when the process has loaded a program or ended
+}
+
+// What the process is to do.
+const (
+	orderWait uint32 = iota
+	orderRun
+	orderEnd
+)
+
+// childStack is the size of the stack of a process that only makes system calls.
+const childStack = 16 << 10
+
+// newStandby starts one. The calling thread's restraints are the process's; it
+// must be locked to its goroutine.
+func newStandby(cgroup *os.File, files []*os.File) (*standby, error) {
+	s := &standby{files: slices.Clone(files), child: new(child), stack: make([]byte, childStack)}
+	c := s.child
+	for i, f := range files {
+		if c.files[i] = int(f.Fd()); c.files[i] < len(c.files) {
+			return nil, errors.New("standby: its files are in each other's way")
+		}
+	}
+	// A signal must not have it run the handler of a runtime whose thread it is not.
+	var all unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = math.MaxUint64
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &c.mask); err != nil {
+		return nil, fmt.Errorf("standby: %w", err)
+	}
+	c.sharesMemory = 1
+	arguments := cloneArgs{
+		flags:      unix.CLONE_VM | unix.CLONE_CHILD_CLEARTID,
+		childTID:   uint64(uintptr(unsafe.Pointer(&c.sharesMemory))),
+		exitSignal: uint64(unix.SIGCHLD),
+		stack:      uint64(uintptr(unsafe.Pointer(unsafe.SliceData(s.stack)))),
+		stackSize:  childStack,
+	}
+	if cgroup != nil {
+		arguments.flags |= unix.CLONE_INTO_CGROUP
+		arguments.cgroup = uint64(cgroup.Fd())
+	}
+	pid := spawn(&arguments, unsafe.Sizeof(arguments), c)
+	err := unix.PthreadSigmask(unix.SIG_SETMASK, &c.mask, nil)
+	if pid < 0 {
+		err = syscall.Errno(-pid)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("standby: %w", err)
+	}
+	s.pid = pid
+	return s, nil
+}
+
+// run has the process run a program. It returns when that is loaded.
+func (s *standby) run(path string, argv []string, attr *agent.ProcAttr) (err error) {
+	c := s.child
+	if c.path, err = syscall.BytePtrFromString(path); err != nil {
+		s.end()
+		return err
+	}
+	if attr.Dir != "" && attr.Dir != "/" {
+		c.dir, err = syscall.BytePtrFromString(attr.Dir)
+	}
+	arguments, err1 := syscall.SlicePtrFromStrings(argv)
+	env, err2 := syscall.SlicePtrFromStrings(attr.Env)
+	if err := errors.Join(err, err1, err2); err != nil {
+		s.end()
+		return err
+	}
+	c.argv, c.env = &arguments[0], &env[0]
+	if who := attr.Credential; who != nil && (who.UID != 0 || who.GID != 0 || len(who.Groups) > 0) {
+		c.credential, c.groups = who, unsafe.SliceData(who.Groups)
+	}
+	s.tell(orderRun)
+	runtime.KeepAlive(arguments)
+	runtime.KeepAlive(env)
+	if c.errno != 0 {
+		return c.errno
+	}
+	return nil
+}
+
+// waits tells whether the process is still there.
+func (s *standby) waits() bool { return atomic.LoadUint32(&s.child.sharesMemory) != 0 }
+
+// end ends the process, which runs no program yet.
+func (s *standby) end() { s.tell(orderEnd) }
+
+// tell returns when the process has loaded a program, or ended.
+func (s *standby) tell(order uint32) {
+	c := s.child
+	atomic.StoreUint32(&c.order, order)
+	unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&c.order)), futexWake|futexPrivate, 1, 0, 0, 0)
+	for s.waits() {
+		unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&c.sharesMemory)), futexWait, 1, 0, 0, 0)
+	}
+	runtime.KeepAlive(s.stack)
+}
+
+// Operations of futex(2).
+const (
+	futexWait    = 0
+	futexWake    = 1
+	futexPrivate = 128 // of one process's memory; the kernel's own waking is not
+)
+
+// cloneArgs is struct clone_args of clone(2).
+type cloneArgs struct {
+	flags, _, childTID, _, exitSignal, stack, stackSize, _, _, _, cgroup uint64
+}
+
+// spawn calls clone3(2). The child calls standBy on its own stack. It returns the
+// child's number, or that of an error, negative.
+//
+//go:noescape
+func spawn(arguments *cloneArgs, size uintptr, c *child) (pid int)
+
+// failed is the exit status of a process that ran nothing.
+const failed = 253
+
+// standBy is the child's life. In it, nothing may run but system calls: it is no
+// thread of the runtime, which knows nothing of it. It does not return.
+//
+//go:norace
+//go:nosplit
+func standBy(c *child) {
+	c.errno = c.standBy()
+	for {
+		unix.RawSyscall(unix.SYS_EXIT_GROUP, failed, 0, 0)
+	}
+}
+
+// standBy returns only an error.
+//
+//go:norace
+//go:nosplit
+func (c *child) standBy() syscall.Errno {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETSID, 0, 0, 0); errno != 0 {
+		return errno
+	}
+	for i, fd := range c.files {
+		if _, _, errno := unix.RawSyscall(unix.SYS_DUP3, uintptr(fd), uintptr(i), 0); errno != 0 {
+			return errno
+		}
+	}
+	// Of PID 1's descriptors it holds none: what PID 1 closes must be closed.
+	if _, _, errno := unix.RawSyscall(unix.SYS_CLOSE_RANGE, uintptr(len(c.files)), math.MaxUint32, 0); errno != 0 {
+		return errno
+	}
+	for c.order == orderWait {
+		unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&c.order)), futexWait|futexPrivate, uintptr(orderWait), 0, 0, 0)
+	}
+	if c.order == orderEnd {
+		return unix.ECANCELED
+	}
+	if who := c.credential; who != nil {
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(who.Groups)), uintptr(unsafe.Pointer(c.groups)), 0); errno != 0 {
+			return errno
+		}
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETGID, uintptr(who.GID), 0, 0); errno != 0 {
+			return errno
+		}
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETUID, uintptr(who.UID), 0, 0); errno != 0 {
+			return errno
+		}
+	}
+	if c.dir != nil {
+		if _, _, errno := unix.RawSyscall(unix.SYS_CHDIR, uintptr(unsafe.Pointer(c.dir)), 0, 0); errno != 0 {
+			return errno
+		}
+	}
+	if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&c.mask)), 0, unsafe.Sizeof(c.mask.Val[0]), 0, 0); errno != 0 {
+		return errno
+	}
+	_, _, errno := unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(c.path)), uintptr(unsafe.Pointer(c.argv)), uintptr(unsafe.Pointer(c.env)))
+	return errno
+}
