@@ -6,9 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -384,6 +386,18 @@ func addEntropy(random *os.File, seed []byte) error {
 	return nil
 }
 
+// wholeCPUs is the number of processors that user code with a share of cpus may
+// run on; 0 is all there are.
+func wholeCPUs(cpus float64) int { return int(math.Ceil(cpus)) }
+
+// firstCPUs names the first n processors as the kernel does.
+func firstCPUs(n int) string {
+	if n == 1 {
+		return "0"
+	}
+	return "0-" + strconv.Itoa(n-1)
+}
+
 // makeCgroup makes the control group of user code, with a share of the
 // processors where that is asked for. It stays out of user code's reach.
 //
@@ -406,8 +420,12 @@ func makeCgroup(cpus float64) (*os.File, error) {
 		return nil, fmt.Errorf("threads-max: %w", err)
 	}
 	limits := []struct{ controller, file, value string }{{"pids", "pids.max", strconv.Itoa(most / 2)}}
-	if cpus != 0 {
+	whole := wholeCPUs(cpus)
+	if cpus != float64(whole) {
 		limits = append(limits, struct{ controller, file, value string }{"cpu", "cpu.max", fmt.Sprintf("%d %d", int(cpus*period), period)})
+	}
+	if 0 < whole && whole < runtime.NumCPU() {
+		limits = append(limits, struct{ controller, file, value string }{"cpuset", "cpuset.cpus", firstCPUs(whole)})
 	}
 	for _, l := range limits {
 		if err := os.WriteFile(dir+"/cgroup.subtree_control", []byte("+"+l.controller), 0); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -81,6 +82,11 @@ func enterRoot(p wire.Params) error {
 			return err
 		}
 	}
+	if n := wholeCPUs(p.CPUs); 0 < n && n < runtime.NumCPU() {
+		if err := showCPUs(newRoot, n); err != nil {
+			return err
+		}
+	}
 	// The overlay holds on to its layers by itself.
 	for i := range p.Root.Lowers {
 		unix.Unmount(filepath.Join(lowersDir, strconv.Itoa(i)), unix.MNT_DETACH)
@@ -99,6 +105,25 @@ func enterRoot(p wire.Params) error {
 		return fmt.Errorf("enter root: %w", err)
 	}
 	return os.Chdir("/")
+}
+
+// showCPUs has those who count processors find the first n: sysconf(3) does so in
+// sysfs, sched_getaffinity(2) knows by itself.
+func showCPUs(root string, n int) error {
+	const list = "/cpus"
+	if err := os.WriteFile(list, []byte(firstCPUs(n)+"\n"), 0o444); err != nil {
+		return err
+	}
+	for _, name := range []string{"online", "possible", "present"} {
+		target := root + "/sys/devices/system/cpu/" + name
+		if err := unix.Mount(list, target, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", target, err)
+		}
+		if err := unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", target, err)
+		}
+	}
+	return nil
 }
 
 func assembleRoot(root wire.Root) error {

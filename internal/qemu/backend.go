@@ -121,6 +121,7 @@ func (b *Backend) acquire(ctx context.Context, h *hypervisor) (link *os.File, ro
 	}
 	h.log.Info("the guest runs under "+h.accel.Name, "reason", h.accel.Reason)
 	if h.accel.Name == accelTCG {
+		h.reserveProcessor()
 		if h.tscKHz, err = tscKHz(b.options.CacheDir); err != nil {
 			return nil, "", err
 		}
@@ -147,6 +148,18 @@ func (b *Backend) acquire(ctx context.Context, h *hypervisor) (link *os.File, ro
 	}
 	link, err = h.openLink()
 	return link, rootfs, err
+}
+
+// reserveProcessor gives the guest one processor more than user code may use, if
+// the host has one: its kernel and agent work on it while user code runs, and
+// what starts a command is translated by two threads in place of one.
+func (h *hypervisor) reserveProcessor() {
+	c := h.config
+	if runtime.NumCPU() > c.VCPUs {
+		h.reserved = 1
+		c.VCPUs += h.reserved
+		c.Params.CPUs = c.CPUs // so that the guest keeps user code to them
+	}
 }
 
 // makeUpper makes the overlay's upper if that is to be made: as a template has

@@ -330,7 +330,7 @@ func TestVMSocketsAndArguments(t *testing.T) {
 	for _, e := range []expectation{
 		{name: "MTU", line: "cat /sys/class/net/eth0/mtu", want: "9000"},
 		{name: "resolver", line: "cat /etc/resolv.conf", want: "nameserver 10.9.9.9"},
-		{name: "processors", line: "nproc", want: "1"},
+		{name: "processors", line: "nproc; cat /sys/devices/system/cpu/online", want: "1\n0"},
 		{name: "share of them", line: "cat /proc/self/cgroup; cat /sys/fs/cgroup/user/cpu.max", want: "0::/user\n50000 100000"},
 	} {
 		e.check(t, m)

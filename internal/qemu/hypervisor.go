@@ -31,6 +31,7 @@ type hypervisor struct {
 	path              string // of QEMU
 	accel             Accel
 	tscKHz            uint64 // 0: the guest finds out itself
+	reserved          int    // of the processors, those that user code may not use
 	boot              BootFiles
 	kernel, initramfs *os.File                    // copies in memory, emptied when the guest runs; nil: none was needed
 	templates         string                      // their folder

@@ -42,6 +42,7 @@ type shape struct {
 	Initramfs hostfs.FileID   `json:"initramfs"`
 	Args      string          `json:"args"` // the kernel's, the host's clock rate among them
 	VCPUs     int             `json:"vcpus"`
+	Reserved  int             `json:"reserved"` // of these, not for user code
 	MemoryMB  int             `json:"memory_mb"`
 	Params    string          `json:"params"` // as far as they count before a machine is set up
 	Layers    []hostfs.FileID `json:"layers"`
@@ -56,7 +57,7 @@ func (h *hypervisor) shapeOf(boot BootFiles, scratchSize int64) (s shape, ok boo
 		return s, false, nil
 	}
 	s = shape{
-		Wire: wire.Version, Machine: machineType, Accel: h.accel.Name, Args: h.kernelArgs(boot.HZ), VCPUs: c.VCPUs, MemoryMB: c.MemoryMB, Upper: scratchSize,
+		Wire: wire.Version, Machine: machineType, Accel: h.accel.Name, Args: h.kernelArgs(boot.HZ), VCPUs: c.VCPUs, Reserved: h.reserved, MemoryMB: c.MemoryMB, Upper: scratchSize,
 		Params: wire.Params{Root: c.Params.Root, CPUs: c.Params.CPUs, Privileged: c.Params.Privileged, NoNetwork: c.NoNetwork}.String(),
 		MTU:    linkMTU(c),
 	}

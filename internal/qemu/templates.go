@@ -36,7 +36,7 @@ func describe(e saved.Entry[templateAbout]) api.Template {
 	}
 	t.Image, t.ImageDigest = e.About.Image, e.About.ImageDigest
 	s := e.About.Shape
-	t.CPUs, t.Memory, t.DiskSize, t.Accel = s.VCPUs, int64(s.MemoryMB)<<20, s.Upper, s.Accel
+	t.CPUs, t.Memory, t.DiskSize, t.Accel = s.VCPUs-s.Reserved, int64(s.MemoryMB)<<20, s.Upper, s.Accel
 	t.Stale = s.stale()
 	return t
 }
