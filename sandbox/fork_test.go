@@ -226,7 +226,7 @@ func TestVMForkOften(t *testing.T) {
 		copies, err := sb.Fork(t.Context(), each)
 		must(t, err)
 		for _, c := range copies {
-			out, err := c.Command(t.Context(), "sh", "-c", "test $(cat /number) -gt 0; a=$(cat /number); usleep 50000; test $(cat /number) -gt $a && hostname").Output()
+			out, err := c.Command(t.Context(), "sh", "-c", "a=$(cat /number); for i in $(seq 500); do test $(cat /number) -gt $a && exec hostname; usleep 20000; done; exit 1").Output()
 			if err != nil || strings.TrimSpace(string(out)) != c.ID() {
 				t.Errorf("copy %d says %q, %v", i, out, err)
 			}
