@@ -113,7 +113,7 @@ type guest struct {
 	random   *os.File // the kernel's generator, for writing
 	freezer  freezer
 
-	isPrepared, isSetUp, isBooted, isCopy bool
+	isPrepared, isSetUp, isBooted, isFrozen, isCopy bool
 
 	mu       sync.Mutex
 	data     *port         // while open
@@ -260,7 +260,7 @@ func (g *guest) Renew(s *agent.Setup) error {
 	if !g.isSetUp {
 		return errors.New("not set up, so there is nothing to be renewed")
 	}
-	if !g.freezer.frozen() {
+	if !g.isFrozen {
 		return errors.New("user code runs")
 	}
 	g.isBooted, g.isCopy = false, true
@@ -273,12 +273,36 @@ func (g *guest) Renew(s *agent.Setup) error {
 	return g.identity.renew(&g.params, s)
 }
 
-// Freeze implements agent.ControlHandler.
-func (g *guest) Freeze() error { return g.freezer.freeze() }
+// Freeze implements agent.ControlHandler. What stands still is processes that run a
+// program: in a copy none must hold the data port, which is to be opened anew.
+func (g *guest) Freeze() error {
+	if g.isFrozen {
+		return errors.New("frozen before")
+	}
+	g.starter.hold()
+	if err := g.freezer.freeze(); err != nil {
+		g.starter.letGo()
+		return err
+	}
+	g.isFrozen = true
+	return nil
+}
 
 // Thaw implements agent.ControlHandler.
 func (g *guest) Thaw(t time.Time) error {
-	return errors.Join(setClock(t), g.freezer.thaw())
+	return errors.Join(setClock(t), g.thaw())
+}
+
+func (g *guest) thaw() error {
+	if !g.isFrozen {
+		return errors.New("not frozen")
+	}
+	if err := g.freezer.thaw(); err != nil {
+		return err
+	}
+	g.isFrozen = false
+	g.starter.letGo()
+	return nil
 }
 
 // Boot implements agent.ControlHandler: what the sandbox adds, before any user
@@ -293,7 +317,7 @@ func (g *guest) Boot(b *api.BootData) error {
 	}
 	if g.isCopy {
 		g.server.AddEnv(b.Env)
-		return g.freezer.thaw()
+		return g.thaw()
 	}
 	if err := mountTmpfs(b.Tmpfs, b.ShmSize); err != nil {
 		return err
@@ -442,11 +466,11 @@ func makeCgroup(cpus float64) (*os.File, error) {
 // time the host has reset it. opened is told of each time that the port is open.
 func (g *guest) serveData(device string, opened func()) {
 	for {
+		g.mu.Lock() // Reset holds it until it has closed the port, which is open once only
 		data, err := openPort(g.devices, device)
 		if err != nil {
 			fatal(err)
 		}
-		g.mu.Lock()
 		g.data = data
 		epoch := g.epoch
 		if g.reopened != nil {

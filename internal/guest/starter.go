@@ -25,6 +25,7 @@ type starter struct {
 	limits []limit
 
 	forks chan func() // run by the restrained thread
+	gate  sync.Mutex  // held by a start, and while none may be: see hold
 
 	mu        sync.Mutex
 	standby   *standby         // until the first command; nil: there is none
@@ -98,8 +99,15 @@ func (s *starter) fork(f func()) {
 	<-done
 }
 
+// hold returns when no command is being started, and has those to come wait until
+// letGo: a process between its birth and its program has the descriptors of PID 1.
+func (s *starter) hold()  { s.gate.Lock() }
+func (s *starter) letGo() { s.gate.Unlock() }
+
 // Start implements agent.Starter.
 func (s *starter) Start(path string, argv []string, attr *agent.ProcAttr) (agent.Process, error) {
+	s.hold()
+	defer s.letGo()
 	if ready := s.takeStandby(attr.Files); ready != nil {
 		if len(s.limits) == 0 && ready.waits() {
 			return s.runStandby(ready, path, argv, attr)

@@ -579,7 +579,7 @@ func (c *agentConn) CloseWrite() error {
 // still can be copied.
 func (m *Machine) Pause(ctx context.Context) error {
 	return m.pause(ctx, true, func(hv Pauser) error {
-		if err := m.control.Freeze(ctx); err != nil {
+		if err := m.freeze(ctx); err != nil {
 			return err
 		}
 		if err := hv.Pause(ctx); err != nil {
@@ -621,6 +621,16 @@ func (m *Machine) pause(ctx context.Context, paused bool, do func(Pauser) error)
 	return nil
 }
 
+// freeze has user code stand still. The caller holds clockMu.
+func (m *Machine) freeze(ctx context.Context) error {
+	err := m.control.Freeze(ctx)
+	if err != nil && !agent.IsGuestError(err) {
+		// It was not waited for, and may yet happen.
+		err = errors.Join(err, m.thaw(ctx))
+	}
+	return err
+}
+
 // thaw has user code go on, with the clock set. The caller holds clockMu.
 func (m *Machine) thaw(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), setupTimeout)
@@ -637,7 +647,7 @@ func (m *Machine) thaw(ctx context.Context) error {
 // until release.
 func (m *Machine) hold(ctx context.Context) (release func() error, err error) {
 	m.clockMu.Lock()
-	if err := m.control.Freeze(ctx); err != nil {
+	if err := m.freeze(ctx); err != nil {
 		m.clockMu.Unlock()
 		return nil, err
 	}
