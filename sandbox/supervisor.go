@@ -59,7 +59,8 @@ type supervisor struct {
 	starting sync.Mutex // held by start, so that close undoes all of it
 	closing  sync.Once
 	unwind   unwind
-	err      error // of close
+	dying    <-chan error // of a machine that is killed; nil: none is
+	err      error        // of close
 
 	mu      sync.Mutex
 	fresh   bool   // start made the folder
@@ -315,6 +316,9 @@ func (s *supervisor) close() error {
 		s.tellBlocks()
 		clock := newStopwatch(s.options.Timing)
 		s.err = s.unwind.run()
+		if s.dying != nil {
+			s.err = errors.Join(s.err, <-s.dying)
+		}
 		s.done() // of a sandbox that never had a record
 		clock.lap("close")
 	})
@@ -337,13 +341,16 @@ func (s *supervisor) tellBlocks() {
 }
 
 // endMachine ends the machine: where a disk outlives it, it is asked to stop and
-// so to sync, else it is killed.
+// so to sync, else it is killed, and dies while the rest is undone: see close.
 func (s *supervisor) endMachine() error {
-	var err error
 	if !s.goes() || slices.ContainsFunc(s.config.Disks, func(d api.Disk) bool { return !d.ReadOnly }) {
-		err = s.machine.Stop(context.Background()) // bounded by itself
+		err := s.machine.Stop(context.Background()) // bounded by itself
+		return errors.Join(err, s.machine.Close(context.Background()))
 	}
-	return errors.Join(err, s.machine.Close(context.Background()))
+	dying := make(chan error, 1)
+	s.dying = dying
+	go func() { dying <- s.machine.Close(context.Background()) }()
+	return nil
 }
 
 // goes tells whether the folder goes with the sandbox.
@@ -369,7 +376,11 @@ func (s *supervisor) recordEnd() error {
 	s.mu.Lock()
 	failure, main, ready := s.failure, s.main, s.ready
 	s.mu.Unlock()
-	err := s.dir.Update(func(r *state.Record) {
+	update := s.dir.Update
+	if s.goes() {
+		update = s.dir.Note // nobody will read it; those who wait are told from memory
+	}
+	return update(func(r *state.Record) {
 		r.Status, r.Finished, r.PID, r.Error = api.StatusStopped, time.Now(), 0, failure
 		if main != nil && main.over.Err() != nil {
 			r.ExitCode = &main.exit.Code
@@ -380,10 +391,6 @@ func (s *supervisor) recordEnd() error {
 			r.ExitCode = new(statusUnknown)
 		}
 	})
-	if s.goes() {
-		return nil // nobody will read it; those who wait are told from memory
-	}
-	return err
 }
 
 // leave gives the folder back.

@@ -44,6 +44,10 @@ func makeIdentity() (id identity, err error) {
 		if *file, err = os.OpenFile(made, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
 			return id, err
 		}
+		// Its memory is there already when it is written.
+		if err := unix.Fallocate(int((*file).Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, 4096); err != nil {
+			return id, fmt.Errorf("memory for %s: %w", place, err)
+		}
 		if err := makePlace(place); err != nil {
 			return id, err
 		}

@@ -128,6 +128,15 @@ func (d *Dir) Update(change func(*Record)) error {
 	return writeRecord(d.path, &d.record)
 }
 
+// Note changes what Record returns, and nothing that other processes see. It never
+// fails.
+func (d *Dir) Note(change func(*Record)) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	change(&d.record)
+	return nil
+}
+
 // Rename gives the sandbox another name.
 func (d *Dir) Rename(ctx context.Context, name string) error {
 	sandboxes := filepath.Dir(d.path)
