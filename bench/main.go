@@ -39,8 +39,9 @@ var benchmarks = []benchmark{
 			{what: "a sandbox busy with 100 MiB stands still to be copied", limit: 60},
 			{what: "its longest pause meanwhile, when it is not copied", part: true},
 			{what: "all of the saving", part: true},
-			{what: "one of 8 copies, until it has run a command", part: true, limit: 300},
-			{what: "all 8, as many at once as there are processors", part: true},
+			{what: "one of 8 copies, as busy, until it answers", part: true, limit: 300},
+			{what: "until it has run a command beside", part: true},
+			{what: "all 8", part: true},
 		},
 	},
 	{

@@ -73,7 +73,7 @@ func (s *Sandbox) Fork(ctx context.Context, n int) ([]*Sandbox, error) {
 	o.Name, o.Keep, o.NeedCommand = "", false, false
 	copies, errs := make([]*Sandbox, n), make([]error, n)
 	var making sync.WaitGroup
-	turns := make(chan struct{}, runtime.NumCPU()) // more at once would be no faster, and hold up the sandbox
+	turns := make(chan struct{}, ForksAtOnce())
 	for i := range copies {
 		turns <- struct{}{}
 		making.Go(func() {
@@ -92,6 +92,10 @@ func (s *Sandbox) Fork(ctx context.Context, n int) ([]*Sandbox, error) {
 	}
 	return copies, nil
 }
+
+// ForksAtOnce is how many copies Fork makes at the same time: one processor is left
+// to the sandbox that is copied, and to those that have been made.
+func ForksAtOnce() int { return max(1, runtime.NumCPU()-1) }
 
 // Close closes the files. Sandboxes that go on from them need them no more.
 func (s *Saved) Close() error { return s.machine.Close() }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"runtime"
 	"strconv"
 	"sync"
 
@@ -86,7 +85,7 @@ func (a *app) fork(cmd *cobra.Command, ref string, n int, o order, labels map[st
 	}
 	infos, errs := make([]api.Info, n), make([]error, n)
 	var starting sync.WaitGroup
-	turns := make(chan struct{}, runtime.NumCPU()) // more at once would be no faster, and hold up the sandbox
+	turns := make(chan struct{}, sandbox.ForksAtOnce())
 	for i := range n {
 		o := o
 		if o.Name != "" && n > 1 {
