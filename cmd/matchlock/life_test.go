@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -32,17 +33,19 @@ var lifeActs = []struct {
 	{"create", nil},
 	{"run", []string{"run", "busybox", "true"}},
 	{"exec", []string{"exec", "box", "sh", "-c", "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; done"}},
+	{"fork", []string{"fork", "-n", "2", "--name", "twin", "box"}},
+	{"snapshot", []string{"snapshot", "create", "box", "kept"}},
 	{"stop", []string{"stop", "box"}},
 	{"rm", []string{"rm", "--force", "box"}},
 }
 
-// killInLife kills n times, each time another of the supervisor, QEMU and both,
-// at a random moment of another act. Then ps tells the truth, gc brings back all
+// killInLife kills n times, each time another of the supervisors, QEMUs, both, and
+// the program that acts, at a random moment of another act. Then ps tells the truth, gc brings back all
 // that was acquired, and the next sandbox can be made.
 func killInLife(t *testing.T, n int) {
 	m := install(t)
 	m.mustRun(t, "run", "busybox", "true") // what is made once for all
-	victims := []string{"supervisor", "machine", "both"}
+	victims := []string{"supervisor", "machine", "both", "actor"}
 	for i := range n {
 		act, victim := lifeActs[i%len(lifeActs)], victims[rand.IntN(len(victims))]
 		t.Run(fmt.Sprintf("%d %s, %s", i, act.name, victim), func(t *testing.T) {
@@ -54,8 +57,11 @@ func killInLife(t *testing.T, n int) {
 			} else {
 				m.mustRun(t, create...)
 			}
-			if act.name == "run" {
+			switch act.name {
+			case "run":
 				span = 4 * time.Second
+			case "fork":
+				span = time.Second
 			}
 			acting := m.command(t, act.args...)
 			var said bytes.Buffer
@@ -65,7 +71,12 @@ func killInLife(t *testing.T, n int) {
 			}
 			delay := time.Duration(rand.Float64() * float64(span))
 			time.Sleep(delay)
-			killed := m.kill(t, victim)
+			killed := 1
+			if victim == "actor" {
+				acting.Process.Kill()
+			} else {
+				killed = m.kill(t, victim)
+			}
 			overdue := time.AfterFunc(time.Minute, func() {
 				t.Errorf("`%s` hangs", strings.Join(act.args, " "))
 				acting.Process.Kill()
@@ -93,6 +104,7 @@ func killInLife(t *testing.T, n int) {
 			for _, info := range m.list(t) {
 				m.mustRun(t, "rm", "--force", info.ID)
 			}
+			m.snapshotsAreWhole(t)
 			if left := m.processes(t); len(left) > 0 {
 				t.Errorf("left: processes %v", left)
 			}
@@ -101,6 +113,21 @@ func killInLife(t *testing.T, n int) {
 	}
 	m.mustRun(t, "run", "busybox", "true")
 	m.leavesNothing(t)
+}
+
+// snapshotsAreWhole has something go on from each snapshot that there is, removes
+// them, and finds nothing else in their folder.
+func (m *installed) snapshotsAreWhole(t *testing.T) {
+	t.Helper()
+	r := m.run(t, nil, "snapshot", "ls", "-q")
+	for _, name := range strings.Fields(r.stdout) {
+		m.mustRun(t, "run", "--snapshot", name, "true")
+		m.mustRun(t, "snapshot", "rm", name)
+	}
+	left, err := os.ReadDir(filepath.Join(m.home, "data", "snapshots"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) || len(left) > 0 {
+		t.Errorf("beside snapshots there is %v, %v", left, err)
+	}
 }
 
 // processes are the ids of the supervisors and machines of m's sandboxes.

@@ -313,6 +313,27 @@ func TestVMFullDisk(t *testing.T) {
 		}
 		t.Logf("%v\n%s%s", r.took, r.stdout, r.stderr)
 	})
+	t.Run("copies", func(t *testing.T) {
+		small.mustRun(t, "run", "-d", "--pull", "never", "--name", "box", "busybox", "sleep", "1000")
+		full := func(args ...string) {
+			t.Helper()
+			if r := small.run(t, nil, args...); r.status != 125 || !strings.Contains(r.stderr, noSpace) {
+				t.Errorf("%q: status %d\n%s", args, r.status, r.stderr)
+			}
+		}
+		empty := fill(t, small.home, 0)
+		full("fork", "box")
+		full("snapshot", "create", "box", "kept")
+		empty()
+		full("snapshot", "create", "box", "kept") // its memory is larger than the disk
+		small.mustRun(t, "fork", "--name", "twin", "box")
+		small.mustRun(t, "exec", "twin", "true")
+		small.mustRun(t, "exec", "box", "true")
+		small.mustRun(t, "rm", "-f", "box", "twin")
+		if left, err := os.ReadDir(filepath.Join(small.home, "data", "snapshots")); err != nil || len(left) > 0 {
+			t.Errorf("snapshots has %v, %v", left, err)
+		}
+	})
 	small.leavesNothing(t)
 }
 
