@@ -24,6 +24,7 @@ type command struct {
 	stdout  *output // of a terminal: all there is
 	stderr  *output // nil: it goes where stdout goes
 	tty     *terminal
+	ended   chan struct{} // of one with a terminal: closed when it has
 	ending  sync.Once
 }
 
@@ -69,6 +70,9 @@ func (s *Server) exec(conn net.Conn, in *wire.FrameReader, out *wire.FrameWriter
 	defer context.AfterFunc(s.life, func() { c.signal(unix.SIGKILL); c.leave() })()
 
 	status, err := c.process.Wait()
+	if c.ended != nil {
+		close(c.ended)
+	}
 	duration := time.Since(started)
 	c.ending.Do(func() {}) // from here on the end of the stream is no reason to end what lives on
 	if c.input != nil {
@@ -172,7 +176,8 @@ func (s *Server) open(c *command, req *execRequest, owner *Credential) (files []
 		if c.tty, slave, err = openTerminal(req.rows, req.cols, owner); err != nil {
 			return nil, wrap("terminal", err)
 		}
-		c.stdout = &output{c.tty.file, c.tty.raw}
+		c.ended = make(chan struct{})
+		c.stdout = &output{file: c.tty.file, raw: c.tty.raw, until: c.ended}
 		if req.stdin {
 			c.input = newInput(c.tty.file, c.tty)
 		}

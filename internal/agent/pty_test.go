@@ -188,3 +188,17 @@ func TestTerminalsHostDisappears(t *testing.T) {
 	s.Wait()
 	waitFor(t, "the end", func() bool { return gone(string(buf[:n])) })
 }
+
+// A command that closes its standard streams before it ends is not hung up.
+func TestTerminalClosedEarly(t *testing.T) {
+	c := newPair(t)
+	for range 5 {
+		s, err := c.Start(t.Context(), Command{Args: Shell("exec <&- >&- 2>&-; sleep 0.1; exit 7"), TTY: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if exit, err := s.Wait(); err != nil || exit.Code != 7 {
+			t.Errorf("got %+v, %v; want status 7", exit, err)
+		}
+	}
+}

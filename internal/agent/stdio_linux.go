@@ -137,6 +137,13 @@ func (i *input) nextHost() {
 	i.others, i.held = len(i.queue), 0
 }
 
+// isTypedBy reports whether a host is still the one that types.
+func (i *input) isTypedBy(host int) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.host == host
+}
+
 // stop drops what the command will not read any more.
 func (i *input) stop() {
 	i.mu.Lock()
@@ -188,7 +195,12 @@ func (i *input) pump(l *listener) {
 		}
 		var e wire.Encoder
 		e.Uvarint(uint64(taken))
-		l.say(func(out *wire.FrameWriter) error { return out.WriteFrame(frameStdinTaken, e.Encoded()) })
+		l.say(func(out *wire.FrameWriter) error {
+			if !i.isTypedBy(host) {
+				return nil // the next one knows nothing of it
+			}
+			return out.WriteFrame(frameStdinTaken, e.Encoded())
+		})
 	}
 }
 
@@ -196,6 +208,10 @@ func (i *input) pump(l *listener) {
 type output struct {
 	file *os.File
 	raw  syscall.RawConn
+	// until, of a terminal, is closed when the command has ended. Many close their
+	// standard streams a moment before; were the terminal closed then, they would be
+	// sent SIGHUP.
+	until <-chan struct{}
 }
 
 func openOutput() (*output, *os.File, error) {
@@ -210,7 +226,7 @@ func openOutput() (*output, *os.File, error) {
 		theirs.Close()
 		return nil, nil, wrap("pipe", err)
 	}
-	return &output{ours, raw}, theirs, nil
+	return &output{file: ours, raw: raw}, theirs, nil
 }
 
 // leftover is how much, beside what a pipe says it holds, is read from an output
@@ -223,7 +239,12 @@ const leftover = 128 << 10
 // at that time. Then it calls drained, and drops what is written by the
 // children that live on.
 func (s *Server) pump(kind byte, o *output, l *listener, drained func()) {
-	defer o.file.Close()
+	defer func() {
+		if o.until != nil {
+			<-o.until
+		}
+		o.file.Close()
+	}()
 	frame := s.buffers.Get().(*[wire.FrameHeader + chunk]byte)
 	space := frame[wire.FrameHeader:]
 	say := func(n int) {
