@@ -316,9 +316,6 @@ func (s *supervisor) close() error {
 		s.tellBlocks()
 		clock := newStopwatch(s.options.Timing)
 		s.err = s.unwind.run()
-		if s.dying != nil {
-			s.err = errors.Join(s.err, <-s.dying)
-		}
 		s.done() // of a sandbox that never had a record
 		clock.lap("close")
 	})
@@ -341,7 +338,7 @@ func (s *supervisor) tellBlocks() {
 }
 
 // endMachine ends the machine: where a disk outlives it, it is asked to stop and
-// so to sync, else it is killed, and dies while the rest is undone: see close.
+// so to sync, else it is killed, and dies while the rest is undone: see leave.
 func (s *supervisor) endMachine() error {
 	if !s.goes() || slices.ContainsFunc(s.config.Disks, func(d api.Disk) bool { return !d.ReadOnly }) {
 		err := s.machine.Stop(context.Background()) // bounded by itself
@@ -393,12 +390,16 @@ func (s *supervisor) recordEnd() error {
 	})
 }
 
-// leave gives the folder back.
+// leave gives the folder back, when nothing runs any more.
 func (s *supervisor) leave() error {
-	if s.goes() {
-		return s.dir.Remove()
+	var err error
+	if s.dying != nil {
+		err = <-s.dying
 	}
-	return s.dir.Close()
+	if s.goes() {
+		return errors.Join(err, s.dir.Remove())
+	}
+	return errors.Join(err, s.dir.Close())
 }
 
 func (s *supervisor) process() *process { return &s.proc }
