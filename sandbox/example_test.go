@@ -284,3 +284,72 @@ func ExampleOptions_Start() {
 	// stopped
 	// kept
 }
+
+// Copies of a sandbox try different ways on from one moment.
+func ExampleSandbox_Fork() {
+	ctx := context.Background()
+	sb, err := sandbox.New(ctx, api.Config{Image: "busybox"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sb.Close()
+	if err := sb.Command(ctx, "sh", "-c", "echo prepared > /state").Run(); err != nil {
+		log.Fatal(err)
+	}
+
+	copies, err := sb.Fork(ctx, 2)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for i, c := range copies {
+		defer c.Close()
+		line := fmt.Sprintf("echo and copy %d >> /state; echo $(cat /state)", i)
+		out, err := c.Command(ctx, "sh", "-c", line).Output()
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%s", out)
+	}
+	// Output:
+	// prepared and copy 0
+	// prepared and copy 1
+}
+
+// A snapshot is prepared once, and any number of sandboxes go on from it.
+func ExampleOptions_Restore() {
+	ctx := context.Background()
+	base, err := sandbox.New(ctx, api.Config{Image: "busybox"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer base.Close()
+	if err := base.Command(ctx, "sh", "-c", "echo prepared > /state").Run(); err != nil {
+		log.Fatal(err)
+	}
+	var options sandbox.Options
+	snapshot, err := base.Snapshot(ctx, "example")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer options.RemoveSnapshot(snapshot.Name)
+
+	saved, err := options.OpenSnapshot(ctx, "example")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer saved.Close()
+	config := saved.Config()
+	config.Env = map[string]string{"GREETING": "hello"}
+	sb, err := options.Restore(ctx, saved, config)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sb.Close()
+	out, err := sb.Command(ctx, "sh", "-c", "echo $GREETING, $(cat /state)").Output()
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s", out)
+	// Output:
+	// hello, prepared
+}

@@ -17,6 +17,9 @@
 // them. A sandbox made with Options.Keep leaves its folder when it ends, and
 // Options.Start makes it run again, its disk as it was.
 //
+// A sandbox that runs can be copied, with its processes and their memory: Fork
+// makes copies, Snapshot keeps one, and Options.Restore goes on from it.
+//
 // The package joins the parts and owns what they acquire; it does not itself
 // fetch images, speak to hypervisors or know the guest's protocol.
 //
