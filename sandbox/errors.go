@@ -77,12 +77,15 @@ func withHint(err error) error {
 	var (
 		tool    *disk.MissingToolError
 		version *qemu.VersionError
+		differs *qemu.MismatchError
 	)
 	switch {
 	case errors.As(err, &tool):
 		return &hintError{err, "apt-get install " + tool.Package}
 	case errors.As(err, &version):
 		return &hintError{err, fmt.Sprintf("install QEMU %s or later, or name one in MATCHLOCK_QEMU", version.Needed)}
+	case errors.As(err, &differs):
+		return &hintError{err, "a snapshot goes on only where that is the same; make it anew from its image here"}
 	case errors.Is(err, qemu.ErrNoQEMU):
 		return &hintError{err, "apt-get install qemu-system-x86, or name one in MATCHLOCK_QEMU"}
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 
@@ -90,6 +91,10 @@ func (h *hypervisor) checkRequirements(said json.RawMessage) error {
 	var r requirements
 	if err := json.Unmarshal(said, &r); err != nil {
 		return fmt.Errorf("what the snapshot requires: %w", err)
+	}
+	// Whether one is kept in reserve is the host's affair, and settled there.
+	if whole := int(math.Ceil(h.config.CPUs)); r.VCPUs == whole || r.VCPUs == whole+1 {
+		h.config.VCPUs, h.needs.VCPUs = r.VCPUs, r.VCPUs
 	}
 	here := h.needs
 	for _, c := range []struct {
