@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -62,6 +63,7 @@ func killInLife(t *testing.T, n int) {
 				span = 4 * time.Second
 			case "fork":
 				span = time.Second
+				act.args = slices.Concat(act.args[:1], []string{fmt.Sprintf("--rm=%v", !kept)}, act.args[1:])
 			}
 			acting := m.command(t, act.args...)
 			var said bytes.Buffer
@@ -97,7 +99,12 @@ func killInLife(t *testing.T, n int) {
 				t.Fatal(err)
 			}
 			for _, path := range left {
-				if name := filepath.Base(path); len(m.processes(t)) == 0 && (name == "control.sock" || strings.HasPrefix(name, ".new-") || strings.HasPrefix(name, "vm-")) {
+				name := filepath.Base(path)
+				if name != "control.sock" && !strings.HasPrefix(name, ".new-") && !strings.HasPrefix(name, "vm-") || len(m.processes(t)) > 0 {
+					continue
+				}
+				// What has ended since we looked took it along.
+				if _, err := os.Lstat(path); err == nil {
 					t.Errorf("after gc there is %s", path)
 				}
 			}
