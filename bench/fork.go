@@ -18,14 +18,14 @@ const forkCopies = 8
 
 // busy writes to 100 MiB of memory over and over, and counts.
 const busy = `
-dd if=/dev/urandom of=/work/set bs=1M count=100 2>/dev/null
-(while :; do dd if=/dev/urandom of=/work/set bs=4k count=25600 conv=notrunc 2>/dev/null; done) &
+dd if=/dev/urandom of=/busy/set bs=1M count=100 2>/dev/null
+(while :; do dd if=/dev/urandom of=/busy/set bs=4k count=25600 conv=notrunc 2>/dev/null; done) &
 awk 'BEGIN { while (1) { print ++i; fflush(); for (k = 0; k < 500; k++) x += k } }'`
 
 // fork measures how long a sandbox stands still that is copied while it is busy,
 // as its output shows it, and how long the copies take to answer.
 func fork(ctx context.Context, p *place, m *meter) (err error) {
-	sb, err := sandbox.Options{Helper: p.matchlock}.New(ctx, api.Config{Image: "busybox", Tmpfs: []api.Tmpfs{{Path: "/work", Size: 110 << 20}}})
+	sb, err := sandbox.Options{Helper: p.matchlock}.New(ctx, api.Config{Image: "busybox", Tmpfs: []api.Tmpfs{{Path: "/busy", Size: 110 << 20}}})
 	if err != nil {
 		return err
 	}

@@ -92,11 +92,8 @@ func (s *Saved) keepAs(ctx context.Context, home state.Home, name string) error 
 // time of the devices' state, of the rest after a boot of the host. One that there
 // is not is ErrNotFound.
 func (o Options) OpenSnapshot(ctx context.Context, name string) (*Saved, error) {
-	home, err := o.home()
+	home, _, err := o.locateSnapshot(name)
 	if err != nil {
-		return nil, err
-	}
-	if _, err := o.FindSnapshot(name); err != nil {
 		return nil, err
 	}
 	s := new(Saved)
@@ -125,18 +122,26 @@ func (o Options) Snapshots() ([]api.Snapshot, error) {
 // FindSnapshot returns what is known of a snapshot. One that there is not is
 // ErrNotFound.
 func (o Options) FindSnapshot(name string) (api.Snapshot, error) {
-	home, err := o.home()
+	_, e, err := o.locateSnapshot(name)
 	if err != nil {
 		return api.Snapshot{}, err
 	}
-	var e saved.Entry[savedRecord]
+	return snapshotOf(e), nil
+}
+
+// locateSnapshot finds a snapshot below the home folder, which it returns too. One
+// that there is not is ErrNotFound.
+func (o Options) locateSnapshot(name string) (home state.Home, e saved.Entry[savedRecord], err error) {
+	if home, err = o.home(); err != nil {
+		return home, e, err
+	}
 	if err = state.CheckName(name); err == nil {
 		e, err = saved.Describe[savedRecord](snapshotPath(home, name))
 	}
 	if err != nil {
-		return api.Snapshot{}, &hintError{fmt.Errorf("snapshot %q: %w", name, ErrNotFound), "`matchlock snapshot ls` lists them"}
+		err = &hintError{fmt.Errorf("snapshot %q: %w", name, ErrNotFound), "`matchlock snapshot ls` lists them"}
 	}
-	return snapshotOf(e), nil
+	return home, e, err
 }
 
 func snapshotOf(e saved.Entry[savedRecord]) api.Snapshot {
@@ -154,10 +159,7 @@ func snapshotOf(e saved.Entry[savedRecord]) api.Snapshot {
 
 // RemoveSnapshot removes a snapshot. What goes on from it does.
 func (o Options) RemoveSnapshot(name string) error {
-	if _, err := o.FindSnapshot(name); err != nil {
-		return err
-	}
-	home, err := o.home()
+	home, _, err := o.locateSnapshot(name)
 	if err != nil {
 		return err
 	}

@@ -380,17 +380,23 @@ output or in a file.`,
 		Args:              positional("IMAGE…"),
 		ValidArgsFunction: a.completeImages(-1),
 		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
-			if output == "" || output == "-" {
-				if isTerminal(cmd.OutOrStdout()) {
-					return usageError{errors.New("save: standard output is a terminal; redirect it or use --output"), pathOf(cmd)}
-				}
-				return store.Save(cmd.Context(), args, cmd.OutOrStdout())
-			}
-			return writeWhole(output, func(w io.Writer) error { return store.Save(cmd.Context(), args, w) })
+			return writeArchive(cmd, "save", output, func(w io.Writer) error { return store.Save(cmd.Context(), args, w) })
 		}),
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "", "write to `FILE`")
 	return cmd
+}
+
+// writeArchive has write write where --output says: to a file, or to standard
+// output, which must not be a terminal then. verb is what the error calls it.
+func writeArchive(cmd *cobra.Command, verb, output string, write func(io.Writer) error) error {
+	if output != "" && output != "-" {
+		return writeWhole(output, write)
+	}
+	if isTerminal(cmd.OutOrStdout()) {
+		return usageError{errors.New(verb + ": standard output is a terminal; redirect it or use --output"), pathOf(cmd)}
+	}
+	return write(cmd.OutOrStdout())
 }
 
 // writeWhole writes a file that has its name only when it is complete.

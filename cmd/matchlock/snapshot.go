@@ -173,14 +173,9 @@ All that was in the sandbox's memory is in the file: keys and the values of its 
 		Args:              positional("NAME"),
 		ValidArgsFunction: a.completeSnapshots(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			write := func(w io.Writer) error { return a.options().ExportSnapshot(cmd.Context(), args[0], w) }
-			if output == "" || output == "-" {
-				if isTerminal(cmd.OutOrStdout()) {
-					return usageError{errors.New("snapshot export: standard output is a terminal; redirect it or use --output"), pathOf(cmd)}
-				}
-				return write(cmd.OutOrStdout())
-			}
-			return writeWhole(output, write)
+			return writeArchive(cmd, "snapshot export", output, func(w io.Writer) error {
+				return a.options().ExportSnapshot(cmd.Context(), args[0], w)
+			})
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "", "write to `FILE`")
