@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/netip"
 	"path"
 	"runtime"
 	"slices"
@@ -56,8 +55,12 @@ type Config struct {
 
 	// Hostname of the guest; empty is the sandbox's id.
 	Hostname string `json:"hostname,omitempty"`
-	// Network says what the guest knows of hosts.
+	// Network says what the guest can reach.
 	Network Network `json:"network,omitzero"`
+	// Secrets are what its requests may carry without its knowing.
+	Secrets []Secret `json:"secrets,omitempty"`
+	// SecretIn says where else than in headers.
+	SecretIn []SecretPlaces `json:"secret_in,omitempty"`
 
 	// Privileged lifts all restrictions inside the guest.
 	Privileged bool `json:"privileged,omitempty"`
@@ -72,12 +75,6 @@ type Config struct {
 
 	// Labels are for the user to know sandboxes by.
 	Labels map[string]string `json:"labels,omitempty"`
-}
-
-// Network is what the guest knows of hosts.
-type Network struct {
-	// AddHosts are lines of the guest's hosts file.
-	AddHosts []HostIPMapping `json:"add_hosts,omitempty"`
 }
 
 // PullPolicy says when a registry is asked for an image.
@@ -108,6 +105,8 @@ const (
 	MinMemory = 96 << 20
 
 	maxHostname = 64 // HOST_NAME_MAX of Linux
+	minMTU      = 576
+	maxMTU      = 65520
 	maxTimeout  = 366 * 24 * time.Hour
 )
 
@@ -141,6 +140,7 @@ func (c *Config) Validate() error {
 	c.validateResources(v)
 	c.validateMounts(v)
 	c.validateNetwork(v)
+	c.validateSecrets(v)
 	c.validateConfinement(v)
 	return errors.Join(v.errs...)
 }
@@ -246,20 +246,6 @@ func (c *Config) validateMounts(v *faults) {
 		mount("tmpfs", t.Path)
 		if t.Size < 0 {
 			v.add("tmpfs %s: size of %d bytes", t.Path, t.Size)
-		}
-	}
-}
-
-func (c *Config) validateNetwork(v *faults) {
-	if c.Hostname != "" && !isHostname(c.Hostname, maxHostname) {
-		v.add("hostname %q: want up to %d letters, digits, '-', '.' and '_'", c.Hostname, maxHostname)
-	}
-	for _, h := range c.Network.AddHosts {
-		if !isHostname(h.Host, 253) {
-			v.add("host %q: not a host name", h.Host)
-		}
-		if addr, err := netip.ParseAddr(h.IP); err != nil || addr.Zone() != "" {
-			v.add("host %q: %q is not an IP address", h.Host, h.IP)
 		}
 	}
 }

@@ -1,0 +1,65 @@
+package api
+
+import "time"
+
+// Event tells what the guest did, or tried, on its network: one for each name it
+// asked for, each flow, and each request that was looked into.
+type Event struct {
+	Time time.Time `json:"time"` // when it began
+	Kind EventKind `json:"kind"`
+	// Flow is a number by which events of one flow are known; 0: it belongs to none.
+	Flow uint64 `json:"flow,omitempty"`
+
+	// Name is what the guest asked for, as policy knows it: in lower case, without
+	// the last dot. Empty: it gave an address.
+	Name string `json:"name,omitempty"`
+	// Address is what was dialled on the host's side, or, where nothing was, what the
+	// guest wanted.
+	Address  string `json:"address,omitempty"`
+	Port     uint16 `json:"port,omitempty"`
+	Protocol string `json:"protocol,omitempty"` // tcp, udp, tls, http, https, websocket
+
+	Verdict Verdict `json:"verdict"`
+	// Rule is the text of the rule that decided; empty: there is none, or it was
+	// something else, which Reason says.
+	Rule   string `json:"rule,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	// Hint is the flag that would have allowed it.
+	Hint string `json:"hint,omitempty"`
+	// Inspected says that what passed was looked into: it was not, or no longer,
+	// encrypted for others' eyes.
+	Inspected bool `json:"inspected"`
+
+	Sent     int64   `json:"sent,omitempty"`     // bytes from the guest
+	Received int64   `json:"received,omitempty"` // bytes to the guest
+	Millis   float64 `json:"millis,omitempty"`   // from beginning to end
+
+	Method string `json:"method,omitempty"`
+	Path   string `json:"path,omitempty"` // without the query, as the guest wrote it
+	Status int    `json:"status,omitempty"`
+	// Secrets are the names of those that were put in.
+	Secrets []string `json:"secrets,omitempty"`
+
+	// Lost is the number of events that there was no room for; of EventLost alone.
+	Lost int64 `json:"lost,omitempty"`
+}
+
+// EventKind says what an event is about.
+type EventKind string
+
+// Verdict says what became of it.
+type Verdict string
+
+// Kinds of events, and verdicts.
+const (
+	EventName    EventKind = "name"    // the guest asked what a name's address is
+	EventFlow    EventKind = "flow"    // a connection, or datagrams between two ports
+	EventRequest EventKind = "request" // within a flow
+	EventFrame   EventKind = "frame"   // something on the wire that does not belong there
+	EventLost    EventKind = "lost"    // events that are missing here
+	EventPolicy  EventKind = "policy"  // rules or secrets were changed
+
+	Allowed Verdict = "allowed"
+	Denied  Verdict = "denied"
+	Failed  Verdict = "failed" // it was allowed, and did not work
+)
