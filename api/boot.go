@@ -11,6 +11,10 @@ type BootData struct {
 	// Hosts are added to the guest's hosts file.
 	Hosts []HostIPMapping
 
+	// CA is the certificate, in PEM, of who terminates TLS on the guest's link. It is
+	// added to those that the image trusts. Nil: nobody does.
+	CA []byte
+
 	// Confinement is what user code is held to inside the guest.
 	Confinement Confinement
 

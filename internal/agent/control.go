@@ -33,11 +33,15 @@ const (
 )
 
 const (
-	maxControl  = wire.MaxRequest // of a request
-	maxAnswer   = 2 * maxMessage
-	maxStale    = 1 << 20 // bytes that the host passes over before an answer
-	maxList     = 4096    // hosts, limits and the like
-	maxText     = 64 << 10
+	maxControl = wire.MaxRequest // of a request
+	maxAnswer  = 2 * maxMessage
+	maxStale   = 1 << 20 // bytes that the host passes over before an answer
+	maxList    = 4096    // hosts, limits and the like
+	maxText    = 64 << 10
+
+	// MaxRoots bounds Preparation.Roots, in bytes.
+	MaxRoots = 1 << 20
+
 	headerBytes = 9
 )
 
@@ -53,17 +57,21 @@ type Hello struct {
 type Preparation struct {
 	Params string // wire.Params in text form: the root, the share of processors, the privileges count
 	Time   time.Time
+	// Roots are certificates, in PEM, for an image that trusts nobody. Wanted where
+	// a CA is to be added to them.
+	Roots []byte
 }
 
 func (p *Preparation) encode() []byte {
 	var e wire.Encoder
 	e.String(p.Params)
 	encodeTime(&e, p.Time)
+	e.Blob(p.Roots)
 	return e.Encoded()
 }
 
 func decodePreparation(d *wire.Decoder) *Preparation {
-	return &Preparation{Params: d.String(maxText), Time: decodeTime(d)}
+	return &Preparation{Params: d.String(maxText), Time: decodeTime(d), Roots: optionalBlob(d, MaxRoots)}
 }
 
 // Setup is what a machine's configuration implies for its guest and, in a copy
@@ -118,6 +126,7 @@ func decodeSetup(d *wire.Decoder) *Setup {
 func encodeBoot(e *wire.Encoder, b *api.BootData) {
 	e.Map(b.Env)
 	encodeHosts(e, b.Hosts)
+	e.Blob(b.CA)
 	e.Strings(b.Confinement.CapAdd)
 	e.Strings(b.Confinement.CapDrop)
 	e.Bool(b.Confinement.AllowSetuid)
@@ -137,7 +146,7 @@ func encodeBoot(e *wire.Encoder, b *api.BootData) {
 }
 
 func decodeBoot(d *wire.Decoder) *api.BootData {
-	b := &api.BootData{Env: d.Map(maxEnv), Hosts: decodeHosts(d)}
+	b := &api.BootData{Env: d.Map(maxEnv), Hosts: decodeHosts(d), CA: optionalBlob(d, maxText)}
 	b.Confinement.CapAdd = d.Strings(maxList)
 	b.Confinement.CapDrop = d.Strings(maxList)
 	b.Confinement.AllowSetuid = d.Bool()
@@ -150,6 +159,14 @@ func decodeBoot(d *wire.Decoder) *api.BootData {
 		b.Ulimits = append(b.Ulimits, api.Ulimit{Name: d.String(maxName), Soft: d.Uint64(), Hard: d.Uint64()})
 	}
 	return b
+}
+
+// optionalBlob is nil for one that is empty.
+func optionalBlob(d *wire.Decoder, limit int) []byte {
+	if blob := d.Blob(limit); len(blob) > 0 {
+		return blob
+	}
+	return nil
 }
 
 func encodeHosts(e *wire.Encoder, hosts []api.HostIPMapping) {

@@ -104,7 +104,7 @@ func TestControl(t *testing.T) {
 	if hello, err := c.Hello(t.Context()); err != nil || hello != (Hello{Version: wire.Version}) {
 		t.Fatalf("got %v, %v", hello, err)
 	}
-	preparation := Preparation{Params: "matchlock.root=disk", Time: time.Unix(1234567890, 123)}
+	preparation := Preparation{Params: "matchlock.root=disk", Time: time.Unix(1234567890, 123), Roots: []byte("PEM")}
 	if err := c.Prepare(t.Context(), preparation); err != nil || !reflect.DeepEqual(r.last(), preparation) {
 		t.Errorf("got %+v, %v; want %+v", r.last(), err, preparation)
 	}
@@ -122,6 +122,7 @@ func TestControl(t *testing.T) {
 		Hosts:     []api.HostIPMapping{{Host: "h", IP: "::1"}},
 	}
 	boot := api.BootData{
+		CA:           []byte("PEM"),
 		Env:          map[string]string{"LARGE": strings.Repeat("x", 1<<20)},
 		Hosts:        []api.HostIPMapping{{Host: "a", IP: "1.1.1.1"}, {Host: "b", IP: "2.2.2.2"}},
 		Confinement:  api.Confinement{CapAdd: []string{"NET_RAW"}, CapDrop: []string{"ALL"}, AllowSetuid: true},

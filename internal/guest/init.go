@@ -112,6 +112,7 @@ type guest struct {
 	identity identity
 	random   *os.File // the kernel's generator, for writing
 	freezer  freezer
+	trust    *trust // nil: nobody's certificate is to come
 
 	isPrepared, isSetUp, isBooted, isFrozen, isCopy bool
 
@@ -194,6 +195,11 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	}
 	if g.identity, err = makeIdentity(); err != nil {
 		return err
+	}
+	if params.Trust {
+		if g.trust, err = prepareTrust(p.Roots); err != nil {
+			return err
+		}
 	}
 	if g.random, err = g.devices.OpenFile("urandom", os.O_WRONLY, 0); err != nil {
 		return err
@@ -315,6 +321,9 @@ func (g *guest) Boot(b *api.BootData) error {
 	if err := g.identity.addHosts(b.Hosts); err != nil {
 		return err
 	}
+	if err := g.trustCA(b); err != nil {
+		return err
+	}
 	if g.isCopy {
 		g.server.AddEnv(b.Env)
 		return g.thaw()
@@ -340,6 +349,25 @@ func (g *guest) Boot(b *api.BootData) error {
 		return nil // as Setup has left it
 	}
 	return g.confine(b.Confinement)
+}
+
+// trustCA has user code trust who terminates its TLS. A machine that is made for
+// that never runs any without.
+func (g *guest) trustCA(b *api.BootData) error {
+	switch {
+	case b.CA != nil && g.trust == nil:
+		return errors.New("CA: the machine is made for none")
+	case b.CA == nil && g.trust != nil && !g.isCopy: // a copy has one
+		return errors.New("CA: none is given, and the machine is made for one")
+	}
+	if b.CA == nil {
+		return nil
+	}
+	if err := g.trust.install(b.CA, g.isCopy); err != nil {
+		return err
+	}
+	g.server.AddEnv(g.trust.environment(b.Env))
+	return nil
 }
 
 // confine sets what user code is held to from now on.

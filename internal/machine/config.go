@@ -274,7 +274,7 @@ func CheckHost(host, ip string) error {
 }
 
 func (c *Config) params() wire.Params {
-	p := wire.Params{Hostname: c.Hostname, NoNetwork: c.NoNetwork, CID: c.VsockCID, Privileged: c.Privileged}
+	p := wire.Params{Hostname: c.Hostname, NoNetwork: c.NoNetwork, CID: c.VsockCID, Privileged: c.Privileged, Trust: c.UseInterception}
 	if !c.NoNetwork {
 		subnet := netip.MustParsePrefix(c.SubnetCIDR)
 		p.Address = netip.PrefixFrom(netip.MustParseAddr(c.GuestIP), subnet.Bits())

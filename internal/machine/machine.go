@@ -259,7 +259,11 @@ func machineID(id string) string {
 func (m *Machine) prepare(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
-	if err := m.control.Prepare(ctx, agent.Preparation{Params: m.config.Params.String(), Time: time.Now()}); err != nil {
+	p := agent.Preparation{Params: m.config.Params.String(), Time: time.Now()}
+	if m.config.UseInterception {
+		p.Roots = hostRoots()
+	}
+	if err := m.control.Prepare(ctx, p); err != nil {
 		return fmt.Errorf("guest preparation: %w", err)
 	}
 	settler, ok := m.hv.(Settler)
@@ -462,8 +466,26 @@ func checkBootData(data *api.BootData) error {
 	for _, h := range data.Hosts {
 		errs = append(errs, CheckHost(h.Host, h.IP))
 	}
+	if len(data.CA) > maxCA {
+		errs = append(errs, fmt.Errorf("CA: %d bytes, at most %d can be", len(data.CA), maxCA))
+	}
 	_, err := data.Confinement.CapabilitySet()
 	return errors.Join(append(errs, err)...)
+}
+
+// maxCA bounds api.BootData.CA in bytes: in the guest there is room for so much.
+const maxCA = 1800
+
+// hostRoots are the certificates that the host trusts, for images that bring none:
+// with a CA alone to trust they could reach nobody else. Nil where they are not
+// found.
+func hostRoots() []byte {
+	for _, path := range []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem"} {
+		if roots, err := os.ReadFile(path); err == nil && len(roots) <= agent.MaxRoots {
+			return roots
+		}
+	}
+	return nil
 }
 
 // setClock sets the guest's clock when that is due.

@@ -58,7 +58,7 @@ func (h *hypervisor) shapeOf(boot BootFiles, scratchSize int64) (s shape, ok boo
 	}
 	s = shape{
 		Wire: wire.Version, Machine: machineType, Accel: h.accel.Name, Args: h.kernelArgs(boot.HZ), VCPUs: c.VCPUs, Reserved: h.reserved, MemoryMB: c.MemoryMB, Upper: scratchSize,
-		Params: wire.Params{Root: c.Params.Root, CPUs: c.Params.CPUs, Privileged: c.Params.Privileged, NoNetwork: c.NoNetwork}.String(),
+		Params: wire.Params{Root: c.Params.Root, CPUs: c.Params.CPUs, Privileged: c.Params.Privileged, NoNetwork: c.NoNetwork, Trust: c.UseInterception}.String(),
 		MTU:    linkMTU(c),
 	}
 	for path, id := range map[string]*hostfs.FileID{h.path: &s.QEMU, boot.Kernel: &s.Kernel, boot.Initramfs: &s.Initramfs} {

@@ -31,6 +31,7 @@ type Params struct {
 	CPUs       float64 // share of processors that user code may have; 0 is all there are
 	CID        uint32  // vsock context id
 	Privileged bool
+	Trust      bool // a CA comes with the boot data, and a place for it is made before
 }
 
 // Root says how "/" is made. The devices carry their part's name as serial
@@ -76,6 +77,7 @@ const (
 	paramCPUs     = "matchlock.cpus"
 	paramCID      = "matchlock.cid"
 	paramPrivileg = "matchlock.privileged"
+	paramTrust    = "matchlock.trust"
 )
 
 // String is the text form. It is what ParseParams reads back.
@@ -117,6 +119,9 @@ func (p Params) String() string {
 	}
 	if p.Privileged {
 		add(paramPrivileg, "1")
+	}
+	if p.Trust {
+		add(paramTrust, "1")
 	}
 	return strings.Join(words, " ")
 }
@@ -177,9 +182,9 @@ func ParseParams(base Params, text string) (Params, error) {
 			cid, err = strconv.ParseUint(value, 10, 32)
 			p.CID = uint32(cid)
 		case paramPrivileg:
-			if p.Privileged = value == "1"; !p.Privileged && value != "0" {
-				err = errors.New("neither 0 nor 1")
-			}
+			err = parseFlag(&p.Privileged, value)
+		case paramTrust:
+			err = parseFlag(&p.Trust, value)
 		default:
 			if strings.HasPrefix(key, "matchlock.") {
 				err = errors.New("unknown")
@@ -193,6 +198,13 @@ func ParseParams(base Params, text string) (Params, error) {
 		p.Disks = disks
 	}
 	return p, nil
+}
+
+func parseFlag(flag *bool, value string) error {
+	if *flag = value == "1"; !*flag && value != "0" {
+		return errors.New("neither 0 nor 1")
+	}
+	return nil
 }
 
 func (p *Params) parseIP(value string) error {

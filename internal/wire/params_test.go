@@ -16,7 +16,7 @@ func TestParamsRoundTrip(t *testing.T) {
 			DNS: []netip.Addr{netip.MustParseAddr("8.8.8.8"), netip.MustParseAddr("8.8.4.4"), netip.MustParseAddr("2001:db8::1")},
 			MTU: 9000, Root: Root{Lowers: []string{"erofs", "ext4"}},
 			Disks: []Disk{{Mount: "/data"}, {Mount: "/with blank:and%colon\n", ReadOnly: true}},
-			CPUs:  0.5, CID: 3, Privileged: true,
+			CPUs:  0.5, CID: 3, Privileged: true, Trust: true,
 		},
 	}
 	for name, want := range tests {

@@ -9,7 +9,7 @@ package wire
 
 // Version numbers the agreement. Host and guest binary are built together; a
 // differing version is refused at the first hello.
-const Version = 4
+const Version = 5
 
 // Service ports of the guest. Only the host dials.
 const (
