@@ -45,6 +45,9 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/state":    {ours: "api internal/hostfs"},
 	"internal/control":  {ours: "internal/hostfs internal/logs internal/wire"},
 
+	"internal/netstack": {outside: "gvisor.dev/gvisor"},
+	"internal/testnet":  {outside: "gvisor.dev/gvisor"},
+
 	"bench":     {ours: "api sandbox"},
 	"vm/vmtest": {ours: "api vm internal/agent internal/machine internal/wire"},
 }
