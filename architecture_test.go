@@ -44,6 +44,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/saved":    {ours: "vm internal/compress internal/disk internal/hostfs", outside: "github.com/klauspost/compress"},
 	"internal/state":    {ours: "api internal/hostfs"},
 	"internal/control":  {ours: "internal/hostfs internal/logs internal/wire"},
+	"internal/secret":   {},
 
 	"internal/netstack": {outside: "gvisor.dev/gvisor"},
 	"internal/testnet":  {outside: "gvisor.dev/gvisor"},
