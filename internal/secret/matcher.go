@@ -100,6 +100,45 @@ func (m *matcher) next(b []byte, i int) int {
 	return i
 }
 
+// escaped reports whether a form may begin with an escape at b[at]. It need not be exact: it spares most texts a look.
+func (m *matcher) escaped(b []byte, at int) bool {
+	e, _ := begin(b[at])
+	for at++; at < len(b); at++ {
+		if introduces(b[at]) {
+			return true // can be read in several ways
+		}
+		var c char
+		var v verdict
+		switch e, c, v = e.next(b[at]); {
+		case v == dead:
+			return false
+		case v == done && m.begins(c):
+			return true
+		case v == done && (c.r >= utf8.RuneSelf || !introduces(byte(c.r))):
+			return false
+		case v == done: // the first character of another escape?
+			e, _ = begin(byte(c.r))
+			at++
+			if at == len(b) || introduces(b[at]) {
+				return true
+			}
+			_, _, v = e.next(b[at])
+			return v != dead
+		}
+	}
+	return true
+}
+
+// begins reports whether c may begin a pattern.
+func (m *matcher) begins(c char) bool {
+	if c.r < utf8.RuneSelf || c.isByte {
+		return len(m.first[byte(c.r)]) > 0
+	}
+	var encoded [utf8.UTFMax]byte
+	utf8.EncodeRune(encoded[:], c.r)
+	return len(m.first[encoded[0]]) > 0 || c.r <= 0xff && len(m.first[byte(c.r)]) > 0
+}
+
 // beginning appends the looks at those patterns that begin with a character that stood escaped from start to at.
 func (m *matcher) beginning(looks []look, start, at int, e escaped) []look {
 	try := func(first byte) {

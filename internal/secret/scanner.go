@@ -63,7 +63,7 @@ func (s *scanner) scan() error {
 				return err
 			}
 		}
-		if introduces(c) {
+		if introduces(c) && s.m.escaped(s.text, at) {
 			s.cur = append(s.cur[:0], state{})
 			if err := s.look(at, nil, at); err != nil {
 				return err
