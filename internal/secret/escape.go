@@ -2,6 +2,7 @@ package secret
 
 import (
 	"cmp"
+	"strings"
 	"unicode/utf16"
 )
 
@@ -149,9 +150,10 @@ func (e escape) next(c byte) (escape, char, verdict) {
 		if c == '#' && e.n == 0 {
 			return escape{kind: number}, char{}, more
 		}
-		// v is which of the names it can still be: the only two with the same first letter differ in the second.
+		// v is one of the names that it still can be.
+		so := names[e.v][:e.n]
 		for i, name := range names {
-			if e.n > 0 && name[:e.n] != names[e.v][:e.n] || int(e.n) >= len(name) || name[e.n] != c {
+			if rest, ok := strings.CutPrefix(name, so); !ok || rest == "" || rest[0] != c {
 				continue
 			}
 			if c == ';' {
