@@ -49,6 +49,8 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/netstack": {outside: "gvisor.dev/gvisor"},
 	"internal/testnet":  {outside: "gvisor.dev/gvisor"},
 
+	"internal/policy": {ours: "api", outside: "golang.org/x/net"},
+
 	"bench":     {ours: "api sandbox"},
 	"vm/vmtest": {ours: "api vm internal/agent internal/machine internal/wire"},
 }
