@@ -50,6 +50,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/testnet":  {outside: "gvisor.dev/gvisor"},
 
 	"internal/policy": {ours: "api", outside: "golang.org/x/net"},
+	"internal/names":  {ours: "api internal/policy", outside: "golang.org/x/net"},
 
 	"bench":     {ours: "api sandbox"},
 	"vm/vmtest": {ours: "api vm internal/agent internal/machine internal/wire"},

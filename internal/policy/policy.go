@@ -83,6 +83,13 @@ func Compile(c *api.Config) (*Policy, error) {
 		allowPrivate: n.AllowPrivate, hostPorts: slices.Clone(n.HostPorts), intercept: n.Intercept,
 		resolve: addresses(n.Resolve, fault), addHosts: addresses(n.AddHosts, fault),
 	}
+	for name, addrs := range p.addHosts {
+		for _, addr := range addrs {
+			if Synthetic(addr) {
+				fault(fmt.Errorf("host %q: %s is of the range from which names are given addresses", name, addr))
+			}
+		}
+	}
 	var err error
 	if p.splice, err = parsePatterns(n.Splice); err != nil {
 		fault(fmt.Errorf("splice: %w", err))
