@@ -1,0 +1,149 @@
+package intercept
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	// headTime bounds the time in which a request's headers come.
+	headTime = 30 * time.Second
+	// idleTime is how long a guest's connection is kept between requests. It is
+	// longer than what servers allow, so that their limits are what counts.
+	idleTime = 10 * time.Minute
+
+	maxStreams = 100 // at a time, of a connection with HTTP/2
+)
+
+// frontend is the HTTP server that guests' connections of one version of HTTP are
+// given to, of all flows.
+type frontend struct {
+	server *http.Server
+	conns  chan net.Conn
+	ended  chan struct{}
+	served sync.WaitGroup
+}
+
+func newFrontend(i *Interceptor, protocols *http.Protocols) *frontend {
+	s := &frontend{conns: make(chan net.Conn), ended: make(chan struct{})}
+	s.server = &http.Server{
+		Handler:                      http.HandlerFunc(i.serveRequest),
+		Protocols:                    protocols,
+		DisableGeneralOptionsHandler: true, // the server that is meant answers
+		ReadHeaderTimeout:            headTime,
+		IdleTimeout:                  idleTime,
+		MaxHeaderBytes:               maxHead,
+		ErrorLog:                     slog.NewLogLogger(i.Logger.Handler(), slog.LevelDebug),
+		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: 1 << 20, MaxReceiveBufferPerConnection: 4 << 20},
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, sessionKey{}, c.(*frontConn).session)
+		},
+	}
+	s.served.Go(func() { _ = s.server.Serve(s) }) // until close
+	return s
+}
+
+// Accept, Close and Addr make it the server's listener.
+func (s *frontend) Accept() (net.Conn, error) {
+	select {
+	case c := <-s.conns:
+		return c, nil
+	case <-s.ended:
+		return nil, net.ErrClosed
+	}
+}
+
+func (s *frontend) Close() error { return nil }
+
+func (s *frontend) Addr() net.Addr { return new(net.TCPAddr) }
+
+func (s *frontend) close() {
+	close(s.ended)
+	s.server.Close()
+	s.served.Wait()
+}
+
+type sessionKey struct{}
+
+// session is a connection on which a guest speaks HTTP.
+type session struct {
+	flow   *flow
+	guest  *guestConn
+	filter *filter // nil for HTTP/2, which net/http frames strictly
+	origin *origin
+}
+
+// frontConn is a session's connection as net/http has it.
+type frontConn struct {
+	net.Conn
+	session *session
+	closed  chan struct{}
+	once    sync.Once
+}
+
+func (c *frontConn) Close() error {
+	err := net.ErrClosed
+	c.once.Do(func() {
+		err = c.Conn.Close()
+		close(c.closed)
+	})
+	return err
+}
+
+// serveHTTP has a connection that speaks HTTP: conn is guest, or TLS over it.
+func (f *flow) serveHTTP(guest *guestConn, conn net.Conn, h2 bool, o *origin) error {
+	defer o.close()
+	s := &session{flow: f, guest: guest, origin: o}
+	front := f.i.h1
+	if h2 {
+		front = f.i.h2
+		// Over TLS the preface has not been seen yet. What begins with anything else
+		// would be read as HTTP/1, which the filter must see.
+		conn = &prefaced{Conn: conn}
+	} else {
+		s.filter = newFilter(conn, f.i.refusedMethod)
+		conn = s.filter
+	}
+	c := &frontConn{Conn: conn, session: s, closed: make(chan struct{})}
+	select {
+	case front.conns <- c:
+	case <-f.ctx.Done():
+		return context.Cause(f.ctx)
+	}
+	select {
+	case <-c.closed:
+	case <-guest.closed: // cut
+	}
+	// Handlers end when their connection has, but for what they wait for upstream.
+	f.cancel(errEnded)
+	c.Close()
+	o.close()
+	f.waitRequests()
+	return nil
+}
+
+var errEnded = errors.New("the guest has ended the connection")
+
+// prefaced is a connection that must begin with the preface of HTTP/2.
+type prefaced struct {
+	net.Conn
+	seen int
+}
+
+func (p *prefaced) Read(b []byte) (int, error) {
+	n, err := p.Conn.Read(b)
+	if p.seen < len(http2Preface) {
+		m := min(n, len(http2Preface)-p.seen)
+		if string(b[:m]) != http2Preface[p.seen:p.seen+m] {
+			return 0, io.ErrUnexpectedEOF
+		}
+		p.seen += m
+	}
+	return n, err
+}
