@@ -24,7 +24,7 @@ const module = "github.com/matchlock/matchlock"
 var arrows = map[string]struct{ ours, outside string }{
 	"api":     {},
 	"vm":      {ours: "api"},
-	"sandbox": {ours: "api vm internal/agent internal/boot internal/control internal/disk internal/hostfs internal/image internal/logs internal/qemu internal/saved internal/state internal/wire"},
+	"sandbox": {ours: "api vm internal/agent internal/boot internal/control internal/disk internal/hostfs internal/image internal/intercept internal/logs internal/names internal/netstack internal/policy internal/qemu internal/saved internal/secret internal/state internal/wire"},
 
 	"cmd/matchlock":       {ours: "api sandbox vm internal/image internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term"},
 	"cmd/matchlock-guest": {ours: "internal/guest"},
@@ -49,10 +49,9 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/netstack": {outside: "gvisor.dev/gvisor"},
 	"internal/testnet":  {outside: "gvisor.dev/gvisor"},
 
-	"internal/policy": {ours: "api", outside: "golang.org/x/net"},
-	"internal/names":  {ours: "api internal/policy", outside: "golang.org/x/net"},
-	"internal/intercept": {ours: "api internal/policy internal/secret", outside: "github.com/andybalholm/brotli github.com/coder/websocket github.com/klauspost/compress"},
 	"internal/policy":    {ours: "api", outside: "golang.org/x/net"},
+	"internal/names":     {ours: "api internal/policy", outside: "golang.org/x/net"},
+	"internal/intercept": {ours: "api internal/names internal/policy internal/secret", outside: "github.com/andybalholm/brotli github.com/coder/websocket github.com/klauspost/compress"},
 
 	"bench":     {ours: "api sandbox"},
 	"vm/vmtest": {ours: "api vm internal/agent internal/machine internal/wire"},

@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Status is where a sandbox is in its life.
 type Status string
@@ -47,6 +50,9 @@ type Info struct {
 	// Error says why it could not be started or ended without being asked to.
 	Error string `json:"error,omitempty"`
 
+	// Ports are those of the host that lead to the sandbox's while it runs.
+	Ports []PublishedPort `json:"ports,omitempty"`
+
 	AutoRemove bool `json:"auto_remove"` // is removed when it ends
 	Stdin      bool `json:"stdin"`       // the first command has an input
 	Tty        bool `json:"tty"`         // and a terminal
@@ -54,4 +60,11 @@ type Info struct {
 	// PID is the supervisor's process id, for people to look at; that it is there
 	// does not say that the sandbox runs.
 	PID int `json:"pid,omitempty"`
+}
+
+// PublishedPort is a port of the host that leads to one of the guest.
+type PublishedPort struct {
+	Host      netip.AddrPort `json:"host"`
+	GuestPort uint16         `json:"guest_port"`
+	Protocol  string         `json:"protocol"` // tcp or udp
 }

@@ -242,6 +242,12 @@ func (r *Rule) check() error {
 	return checkName(r.Target)
 }
 
+// IsAddress tells whether the target is an address or a CIDR.
+func (r Rule) IsAddress() bool {
+	_, err := netip.ParseAddr(r.Target)
+	return err == nil || strings.Contains(r.Target, "/")
+}
+
 // checkName tells whether a name, or "*.suffix", can be one.
 func checkName(pattern string) error {
 	name := strings.TrimPrefix(pattern, "*.")
@@ -414,6 +420,38 @@ func (p SecretPlaces) MarshalText() ([]byte, error) {
 		}
 	}
 	return []byte(text), nil
+}
+
+// ParseIP reads an address without a zone.
+func ParseIP(text string) (netip.Addr, error) {
+	addr, err := netip.ParseAddr(text)
+	if err != nil || addr.Zone() != "" {
+		return netip.Addr{}, fmt.Errorf("%q is not an IP address", text)
+	}
+	return addr, nil
+}
+
+// AddNetwork adds what more says: its lists to the configuration's, and the rest in
+// the place of what that has.
+func (c *Config) AddNetwork(more Network) {
+	n := &c.Network
+	n.None = n.None || more.None
+	n.AllowPrivate = n.AllowPrivate || more.AllowPrivate
+	n.Intercept = n.Intercept || more.Intercept
+	n.Allow, n.Deny = slices.Concat(n.Allow, more.Allow), slices.Concat(n.Deny, more.Deny)
+	n.HostPorts, n.Publish = slices.Concat(n.HostPorts, more.HostPorts), slices.Concat(n.Publish, more.Publish)
+	n.Resolve, n.AddHosts = slices.Concat(n.Resolve, more.Resolve), slices.Concat(n.AddHosts, more.AddHosts)
+	n.DNS, n.Splice = slices.Concat(n.DNS, more.DNS), slices.Concat(n.Splice, more.Splice)
+	n.UpstreamCA, n.Hooks = slices.Concat(n.UpstreamCA, more.UpstreamCA), slices.Concat(n.Hooks, more.Hooks)
+	if more.DNSMode != "" {
+		n.DNSMode = more.DNSMode
+	}
+	if more.MTU != 0 {
+		n.MTU = more.MTU
+	}
+	if more.UpstreamProxy != "" {
+		n.UpstreamProxy = more.UpstreamProxy
+	}
 }
 
 func (c *Config) validateNetwork(v *faults) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/image"
@@ -43,6 +44,9 @@ func (o Options) ExportSnapshot(ctx context.Context, name string, w io.Writer) e
 		return fmt.Errorf("snapshot %q: %w", name, err)
 	}
 	defer img.Release()
+	if n := s.record.Network; n != nil {
+		n.CA = nil // whoever has its key can pose as any server to the sandboxes here
+	}
 	options := saved.ExportOptions{About: sentRecord{s.record, img.Config}}
 	for i, layer := range img.Layers {
 		options.Extra = append(options.Extra, saved.ExtraFile{Name: lowerName(i), Path: layer.Path})
@@ -86,6 +90,14 @@ func (o Options) ImportSnapshot(ctx context.Context, name string, r io.Reader) (
 			return nil, fmt.Errorf("snapshot file: %w", err)
 		}
 		record := sent.Sandbox
+		// What reaches this host, and what would be read or run on it, is not a
+		// stranger's to choose. Rules go on to hold where they name what is public.
+		record.Config.Secrets, record.Config.SecretIn = nil, nil
+		n := &record.Config.Network
+		*n = api.Network{
+			None: n.None, MTU: n.MTU, DNSMode: n.DNSMode, AddHosts: n.AddHosts, Intercept: n.Intercept,
+			Allow: slices.DeleteFunc(n.Allow, api.Rule.IsAddress), Deny: n.Deny,
+		}
 		record.ImageDigest, record.Imported, record.Snapshot, record.Requires = img.Digest, true, "", nil
 		return record, nil
 	})

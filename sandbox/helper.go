@@ -108,7 +108,7 @@ func readHelper(ctx context.Context, path string) ([]byte, error) {
 	// What is named in it must not have the helper ask another helper.
 	cmd.Env = []string{}
 	cmd.WaitDelay = time.Second
-	var said limitedBuffer
+	said := limitedBuffer{limit: maxHelperError}
 	cmd.Stderr = &said
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -128,10 +128,13 @@ func readHelper(ctx context.Context, path string) ([]byte, error) {
 }
 
 // limitedBuffer keeps the beginning of what is written to it.
-type limitedBuffer struct{ bytes.Buffer }
+type limitedBuffer struct {
+	bytes.Buffer
+	limit int // bytes
+}
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
-	b.Buffer.Write(p[:min(len(p), maxHelperError-b.Len())])
+	b.Buffer.Write(p[:min(len(p), b.limit-b.Len())])
 	return len(p), nil
 }
 

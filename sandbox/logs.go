@@ -25,6 +25,19 @@ type LogQuery struct {
 	Tail int
 	// Follow goes on with what is said from then on, until the sandbox ends.
 	Follow bool
+
+	events bool // reads what happened on the network
+}
+
+// file is the log that is meant.
+func (q LogQuery) file() string {
+	switch {
+	case q.events:
+		return eventsName
+	case q.Console:
+		return consoleName
+	}
+	return outputName
 }
 
 // LogRecord is a line of a log, or a part of one.
@@ -61,12 +74,8 @@ func (o Options) Logs(ctx context.Context, ref string, q LogQuery, each func(Log
 
 // readLogs reads what is there.
 func readLogs(ctx context.Context, e state.Entry, q LogQuery, each func(LogRecord) error) error {
-	name := outputName
-	if q.Console {
-		name = consoleName
-	}
 	query := logs.Query{Since: q.Since, Tail: max(q.Tail, logs.None)}
-	err := logs.Read(ctx, filepath.Join(e.Path, name), query, func(r logs.Record) error { return each(LogRecord(r)) })
+	err := logs.Read(ctx, filepath.Join(e.Path, q.file()), query, func(r logs.Record) error { return each(LogRecord(r)) })
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // it has not come so far
 	}
@@ -75,7 +84,7 @@ func readLogs(ctx context.Context, e state.Entry, q LogQuery, each func(LogRecor
 
 // logs has the supervisor read, who knows when there is more.
 func (r *remote) logs(ctx context.Context, q LogQuery, each func(LogRecord) error) error {
-	params := logsParams{Console: q.Console, Since: q.Since, Tail: max(q.Tail, logs.None)}
+	params := logsParams{File: q.file(), Since: q.Since, Tail: max(q.Tail, logs.None)}
 	a, err := r.control.Attach(ctx, methodLogs, params, nil)
 	if err != nil {
 		err = r.explain(ctx, err)

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"maps"
 	"net"
 
 	"github.com/matchlock/matchlock/api"
@@ -75,7 +76,13 @@ func vmConfig(dir *state.Dir, c *api.Config, layers []image.Layer) *vm.VMConfig 
 		LogPath:          dir.Path(consoleName),
 		Hostname:         hostname(dir.ID, c),
 		Privileged:       c.Privileged,
-		NoNetwork:        true,
+		NoNetwork:        c.Network.None,
+		MTU:              c.Network.MTU,
+		UseInterception:  !c.Network.None,
+	}
+	if !c.Network.None {
+		m.GatewayIP, m.GuestIP, m.SubnetCIDR = gateway.String(), guestAddress.String(), subnet.String()
+		m.DNSServers = []string{gateway.String()} // whatever it asks, we answer
 	}
 	for _, l := range layers {
 		m.OverlayLowerPaths = append(m.OverlayLowerPaths, l.Path)
@@ -88,8 +95,8 @@ func vmConfig(dir *state.Dir, c *api.Config, layers []image.Layer) *vm.VMConfig 
 }
 
 // bootData says what makes this machine this sandbox.
-func bootData(id string, c *api.Config, img *image.Config) *api.BootData {
-	return &api.BootData{
+func bootData(id string, c *api.Config, img *image.Config, n *network) *api.BootData {
+	b := &api.BootData{
 		Env:          environment(hostname(id, c), img.Env, c.Env),
 		Hosts:        c.Network.AddHosts,
 		Confinement:  c.Confinement(),
@@ -98,6 +105,11 @@ func bootData(id string, c *api.Config, img *image.Config) *api.BootData {
 		ShmSize:      c.ShmSize,
 		Ulimits:      c.Ulimits,
 	}
+	if n != nil {
+		b.CA = n.ca.PEM()
+		maps.Copy(b.Env, n.placeholderEnv())
+	}
+	return b
 }
 
 func hostname(id string, c *api.Config) string {

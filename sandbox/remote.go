@@ -226,6 +226,14 @@ func (r *remote) stoodStill(ctx context.Context) (total time.Duration, paused bo
 	return d.Still, d.Paused
 }
 
+func (r *remote) rules(ctx context.Context, c ruleChange) (rules Rules, err error) {
+	return rules, r.call(ctx, methodRules, c, &rules)
+}
+
+func (r *remote) changeSecret(ctx context.Context, c secretChange) error {
+	return r.call(ctx, methodSecret, c, nil)
+}
+
 func (r *remote) maker() Options { return r.options }
 
 func (r *remote) save(ctx context.Context) (*Saved, error) {

@@ -79,6 +79,10 @@ type Options struct {
 	// neither the configuration nor the image says what to run.
 	NeedCommand bool
 
+	// Hooks judge and change what goes over the network, in the order in which they
+	// stand, after those of the configuration.
+	Hooks []Hook
+
 	// Logger takes what a person may want to know later; nil: warnings go to the
 	// sandbox's log.
 	Logger *slog.Logger
@@ -132,6 +136,8 @@ type keeper interface {
 	// stoodStill is how long the sandbox has been paused so far, and whether it is.
 	stoodStill(ctx context.Context) (total time.Duration, paused bool)
 	run(ctx context.Context, c Background) error
+	rules(ctx context.Context, c ruleChange) (Rules, error)
+	changeSecret(ctx context.Context, c secretChange) error
 	save(ctx context.Context) (*Saved, error)
 	// maker is how sandboxes are made where this one is.
 	maker() Options

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/pem"
 	"errors"
 	"os"
 	"path/filepath"
@@ -95,13 +96,20 @@ func TestNewLeavesNothing(t *testing.T) {
 		t.Errorf("the scratch disk was %v, want one of 64 MiB", backend.upper)
 	}
 	want := &vm.VMConfig{
-		ID: got.ID, Hostname: "box", CPUs: 0.5, MemoryMB: 1024, Privileged: true, NoNetwork: true,
+		ID: got.ID, Hostname: "box", CPUs: 0.5, MemoryMB: 1024, Privileged: true,
 		OverlayEnabled: true, OverlayLowerPaths: got.OverlayLowerPaths, OverlayLowerFSTypes: []string{"erofs"},
 		OverlayUpperPath: filepath.Join(home, "state/sandboxes", got.ID, "upper.ext4"),
 		LogPath:          filepath.Join(home, "state/sandboxes", got.ID, "console.log"),
 		ExtraDisks:       []vm.DiskConfig{{HostPath: disk, GuestMount: "/data", ReadOnly: true}},
-		Boot:             bootData(got.ID, &config, &image.Config{}),
+		Boot:             bootData(got.ID, &config, &image.Config{}, nil),
+		UseInterception:  true,
+		GatewayIP:        "192.168.100.1", GuestIP: "192.168.100.2", SubnetCIDR: "192.168.100.1/24",
+		DNSServers: []string{"192.168.100.1"},
 	}
+	if block, _ := pem.Decode(got.Boot.CA); block == nil {
+		t.Errorf("the CA is %q", got.Boot.CA)
+	}
+	want.Boot.CA = got.Boot.CA
 	if diff := cmp.Diff(got, want); diff != "" {
 		t.Errorf("machine asked for (-got +want):\n%s", diff)
 	}
@@ -215,7 +223,7 @@ func TestBootData(t *testing.T) {
 		Env: map[string]string{"A": "b"}, Network: api.Network{AddHosts: []api.HostIPMapping{{Host: "db", IP: "10.0.0.1"}}},
 		CapDrop: []string{"ALL"}, AllowSetuid: true, ReadOnly: true, Tmpfs: []api.Tmpfs{{Path: "/t"}}, ShmSize: 5, Ulimits: []api.Ulimit{{Name: "core"}},
 	}
-	got := bootData("id", config, &image.Config{Env: []string{"B=c"}})
+	got := bootData("id", config, &image.Config{Env: []string{"B=c"}}, nil)
 	want := &api.BootData{
 		Env: map[string]string{"HOSTNAME": "id", "A": "b", "B": "c"}, Hosts: config.Network.AddHosts,
 		Confinement: api.Confinement{CapDrop: []string{"ALL"}, AllowSetuid: true}, ReadOnlyRoot: true,

@@ -17,6 +17,7 @@ import (
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/agent"
 	"github.com/matchlock/matchlock/internal/logs"
+	"github.com/matchlock/matchlock/internal/secret"
 	"github.com/matchlock/matchlock/internal/state"
 	"github.com/matchlock/matchlock/vm"
 )
@@ -27,6 +28,9 @@ import (
 type Saved struct {
 	record  savedRecord
 	machine *vm.Snapshot
+	// values are of its secrets. They go to a process that makes a copy at once, and
+	// into no file.
+	values map[string]secret.Value
 }
 
 // savedRecord is what of a Saved is not in its files.
@@ -38,6 +42,7 @@ type savedRecord struct {
 	Accel       string          `json:"accel,omitempty"` // that was asked for
 	Config      api.Config      `json:"config"`
 	Main        *savedMain      `json:"main,omitempty"` // nil: the first command did not run
+	Network     *networkRecord  `json:"network,omitempty"`
 	Requires    json.RawMessage `json:"requires,omitempty"`
 	Imported    bool            `json:"imported,omitempty"` // from elsewhere
 	Snapshot    string          `json:"snapshot,omitempty"` // its name, if it is one
@@ -107,6 +112,13 @@ func (s *Saved) Config() api.Config {
 	c.Entrypoint, c.Command, c.Hostname = nil, nil, ""
 	c.Env, c.Labels = maps.Clone(c.Env), maps.Clone(c.Labels)
 	c.Network.AddHosts = slices.Clone(c.Network.AddHosts)
+	c.Network.Publish = slices.Clone(c.Network.Publish)
+	for i := range c.Network.Publish {
+		c.Network.Publish[i].HostPort = 0 // the sandbox has that one
+	}
+	if s.values == nil { // a secret whose value is not given again has none
+		c.Secrets, c.SecretIn = nil, nil
+	}
 	return c
 }
 
@@ -120,7 +132,22 @@ func (s *Saved) Files() []*os.File {
 }
 
 // MarshalJSON is the other half of OpenSaved's.
-func (s *Saved) MarshalJSON() ([]byte, error) { return json.Marshal(s.record) }
+func (s *Saved) MarshalJSON() ([]byte, error) {
+	sent := sentSaved{savedRecord: s.record}
+	if s.values != nil {
+		sent.Values = make(map[string][]byte, len(s.values))
+		for name, value := range s.values {
+			sent.Values[name] = value.Reveal()
+		}
+	}
+	return json.Marshal(sent)
+}
+
+// sentSaved is what one process tells another that goes on from a Saved.
+type sentSaved struct {
+	savedRecord
+	Values map[string][]byte `json:"values,omitzero"` // of secrets; nil: they are not sent
+}
 
 // OpenSaved makes a Saved of what another process had, as JSON and as files, which
 // are its own from then on. They are closed after an error too.
@@ -136,7 +163,18 @@ func OpenSaved(text []byte, files []*os.File) (*Saved, error) {
 			s.machine.Disk = append(s.machine.Disk, f)
 		}
 	}
-	err := json.Unmarshal(text, &s.record)
+	var sent sentSaved
+	err := json.Unmarshal(text, &sent)
+	s.record = sent.savedRecord
+	if sent.Values != nil {
+		s.values = make(map[string]secret.Value, len(sent.Values))
+	}
+	for name, bytes := range sent.Values {
+		var fault error
+		if s.values[name], fault = secret.NewValue(bytes); fault != nil {
+			err = errors.Join(err, fault)
+		}
+	}
 	if err == nil && len(s.machine.Disk) == 0 {
 		err = fmt.Errorf("%d files", len(files))
 	}
@@ -153,7 +191,7 @@ func OpenSaved(text []byte, files []*os.File) (*Saved, error) {
 // s.Config, in which these may have changed: Command and Entrypoint, for a first
 // command in the place of the one that goes on, which goes on too; Env, User,
 // WorkDir and Timeout of commands to come; Hostname, Labels, and hosts that were
-// added. What it acquires and what ctx bounds is as with New.
+// added; all of Network but None, MTU and DNSMode; and Secrets. What it acquires and what ctx bounds is as with New.
 func (o Options) Restore(ctx context.Context, s *Saved, config api.Config) (*Sandbox, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
@@ -188,8 +226,10 @@ func (s *Saved) allows(config *api.Config) error {
 	}
 	for _, c := range []*api.Config{&want, &have} {
 		c.Command, c.Entrypoint, c.Env, c.User, c.WorkDir, c.Timeout = nil, nil, nil, "", "", 0
-		c.Hostname, c.Labels, c.Network.AddHosts = "", nil, nil
-		c.Pull = ""
+		c.Hostname, c.Labels, c.Pull = "", nil, ""
+		// What the guest's link and its files are stays; what passes may differ.
+		c.Network = api.Network{None: c.Network.None, MTU: c.Network.MTU, DNSMode: c.Network.DNSMode}
+		c.Secrets, c.SecretIn = nil, nil
 	}
 	if reflect.DeepEqual(want, have) {
 		return nil
@@ -232,9 +272,19 @@ func (s *supervisor) save(ctx context.Context) (*Saved, error) {
 	}
 	record := s.dir.Record()
 	saved := &Saved{record: savedRecord{
-		ID: record.ID, Name: record.Name, Taken: time.Now(), ImageDigest: record.ImageDigest, Accel: record.Accel, Config: s.config,
+		ID: record.ID, Name: record.Name, Taken: time.Now(), ImageDigest: record.ImageDigest, Accel: record.Accel,
 		Main: s.savedMain(),
 	}}
+	if s.network != nil {
+		r, err := s.network.record(true)
+		if err != nil {
+			return nil, err
+		}
+		saved.record.Network, saved.values = &r, s.network.revealed()
+	}
+	s.mu.Lock()
+	saved.record.Config = s.config // the rules of now
+	s.mu.Unlock()
 	var err error
 	if saved.machine, err = m.Snapshot(ctx); err != nil {
 		err = fmt.Errorf("sandbox %q: %w", record.Name, s.explain(ctx, err))

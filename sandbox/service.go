@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"time"
@@ -24,6 +25,8 @@ const (
 	methodRename   = "rename"   // renameParams
 	methodPause    = "pause"    // pauseParams
 	methodRun      = "run"      // Background
+	methodRules    = "rules"    // ruleChange → Rules
+	methodSecret   = "secret"   // secretChange
 
 	methodSave = "save" // → savedRecord, and files
 
@@ -78,15 +81,17 @@ type attached struct {
 }
 
 type logsParams struct {
-	Console bool      `json:"console"`
-	Since   time.Time `json:"since,omitzero"`
-	Tail    int       `json:"tail"`
+	File  string    `json:"file"` // outputName, consoleName or eventsName
+	Since time.Time `json:"since,omitzero"`
+	Tail  int       `json:"tail"`
 }
 
 // codes are what errors that callers branch on are called on the socket.
 var codes = map[string]error{
 	"name_taken":        ErrNameTaken,
 	"no_command":        ErrNoCommand,
+	"not_found":         ErrNotFound,
+	"no_network":        ErrNoNetwork,
 	"not_running":       ErrNotRunning,
 	"paused":            ErrPaused,
 	"unsupported":       errors.ErrUnsupported,
@@ -136,6 +141,14 @@ func (s *supervisor) serve() error {
 			methodRename: withParams(func(ctx context.Context, p renameParams) error { return s.rename(ctx, p.Name) }),
 			methodPause:  withParams(func(ctx context.Context, p pauseParams) error { return s.pause(ctx, p.Paused) }),
 			methodRun:    withParams(s.run),
+			methodSecret: withParams(s.changeSecret),
+			methodRules: func(ctx context.Context, c *control.Call) (any, error) {
+				var p ruleChange
+				if err := c.Params(&p); err != nil {
+					return nil, err
+				}
+				return s.rules(ctx, p)
+			},
 		},
 		Streams: map[string]control.Method{
 			methodDial:   s.serveDial,
@@ -263,12 +276,17 @@ func (s *supervisor) serveLogs(ctx context.Context, c *control.Call) (any, error
 		return nil, err
 	}
 	query := logs.Query{Since: p.Since, Tail: p.Tail}
-	if p.Console {
+	switch {
+	case p.File == outputName:
+		query.Follow = s.output.News()
+	case p.File == eventsName && s.events != nil:
+		query.Follow = s.events.log.News()
+	case p.File == consoleName || p.File == eventsName:
 		query.Follow = followUntil(s.over, everySoOften)
-		return nil, s.show(ctx, c, consoleName, query, nil, nil)
+	default:
+		return nil, fmt.Errorf("log %q: there is none of that name", p.File)
 	}
-	query.Follow = s.output.News()
-	return nil, s.show(ctx, c, outputName, query, nil, nil)
+	return nil, s.show(ctx, c, p.File, query, nil, nil)
 }
 
 // everySoOften is the news of a log that another package writes. Somebody looks

@@ -48,6 +48,9 @@ type supervisor struct {
 	dir     *state.Dir
 	output  *logs.Writer
 	machine guestMachine
+	network *network  // nil: there is none
+	events  *eventLog // of it
+	ports   []api.PublishedPort
 
 	life  context.Context // of what it starts; its cause says why it ends
 	end   context.CancelCauseFunc
@@ -108,7 +111,7 @@ func (s *supervisor) start(ctx context.Context, dir *state.Dir) error {
 		return err
 	}
 	s.ready = true
-	return s.dir.Update(func(r *state.Record) { r.Status, r.Started = api.StatusRunning, time.Now() })
+	return s.dir.Update(func(r *state.Record) { r.Status, r.Started, r.Ports = api.StatusRunning, time.Now(), s.ports })
 }
 
 // assemble acquires what a sandbox needs, step by step.
@@ -162,6 +165,9 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 		return err
 	}
 	s.unwind.push(s.recordEnd)
+	if err := s.openNetwork(ctx, dir != nil); err != nil {
+		return err
+	}
 	for _, d := range s.config.Disks {
 		release, err := lockDisk(d)
 		if err != nil {
@@ -203,9 +209,12 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 			return err
 		}
 	}
-	config, data := vmConfig(s.dir, &s.config, img.Layers), bootData(s.id, &s.config, &img.Config)
+	config, data := vmConfig(s.dir, &s.config, img.Layers), bootData(s.id, &s.config, &img.Config, s.network)
 	if s.origin != nil {
 		data.Hosts = s.origin.hosts
+		if n := s.origin.record.Network; n != nil && n.CA != nil {
+			data.CA = nil // its programs trust it already
+		}
 	} else {
 		config.Boot = data
 	}
@@ -221,6 +230,9 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	s.machine = machine
 	s.mu.Unlock()
 	s.unwind.push(s.endMachine)
+	if err := s.attachNetwork(); err != nil {
+		return err
+	}
 	clock.lap("machine")
 	if err := machine.Start(ctx); err != nil {
 		return err
@@ -378,7 +390,7 @@ func (s *supervisor) recordEnd() error {
 		update = s.dir.Note // nobody will read it; those who wait are told from memory
 	}
 	return update(func(r *state.Record) {
-		r.Status, r.Finished, r.PID, r.Error = api.StatusStopped, time.Now(), 0, failure
+		r.Status, r.Finished, r.PID, r.Error, r.Ports = api.StatusStopped, time.Now(), 0, failure, nil
 		if main != nil && main.over.Err() != nil {
 			r.ExitCode = &main.exit.Code
 			if r.Error == "" {

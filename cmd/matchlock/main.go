@@ -127,6 +127,7 @@ use instead of those that are found.`,
 		a.inspectCommand(), a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.snapshotCommand(), a.waitCommand(), a.killCommand(), a.stopCommand(), a.startCommand(), a.restartCommand(),
 		a.renameCommand(), a.removeCommand(), a.pruneCommand(), a.gcCommand(),
 		a.pullCommand(), a.imageCommand(), a.warmCommand(), a.cacheCommand(),
+		a.eventsCommand(), a.allowListCommand(), a.policyCommand(), a.secretCommand(), a.portCommand(), a.portForwardCommand(),
 		a.diagnoseCommand(), a.versionCommand(), a.completionCommand(), a.guestCommand(), a.supervisorCommand(),
 	)
 	root.AddCommand(a.aliases()...)

@@ -27,6 +27,7 @@ type runFlags struct {
 	name           string
 	detach, remove bool
 	stdioFlags
+	networkFlags
 	accel        string
 	snapshot     string // empty: an image
 	cold, timing bool
@@ -96,9 +97,9 @@ the one that runs in it, or COMMAND beside what runs.`,
 		list(fs, "tmpfs", "mount a file system in memory, `PATH[:SIZE]`", &c.Tmpfs, fromText[api.Tmpfs])
 		fs.BoolVar(&c.ReadOnly, "read-only", false, "make / read-only")
 	})
-	group(cmd, "Names", func(fs *pflag.FlagSet) {
+	f.networkFlags.define(cmd)
+	group(cmd, "Name and labels", func(fs *pflag.FlagSet) {
 		fs.StringVar(&c.Hostname, "hostname", "", "`NAME` of the machine (default the sandbox's id)")
-		list(fs, "add-host", "add `NAME:IP` to the hosts file", &c.Network.AddHosts, api.ParseHost)
 		fs.StringArrayVarP(&f.labels, "label", "l", nil, "label the sandbox, `NAME=VALUE`")
 	})
 	group(cmd, "Restrictions inside the machine", func(fs *pflag.FlagSet) {
@@ -114,6 +115,7 @@ the one that runs in it, or COMMAND beside what runs.`,
 		fs.BoolVar(&f.timing, "timing", false, "tell how long each phase took, and how much code was translated for it")
 	})
 	completeImageFlags(cmd)
+	completeNetworkFlags(cmd)
 	cmd.RegisterFlagCompletionFunc("snapshot", a.completeSnapshots(-1))
 	return cmd
 }
@@ -219,6 +221,11 @@ func (f *runFlags) finish(flags *pflag.FlagSet) error {
 	if !flags.Changed("rm") {
 		f.remove = !f.detach
 	}
+	if f.snapshot == "" {
+		if err := f.networkFlags.into(&f.config); err != nil {
+			return err
+		}
+	}
 	return f.check("run")
 }
 
@@ -245,7 +252,9 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 			return err
 		}
 		defer saved.Close()
-		o.Config = f.laidOver(saved.Config())
+		if o.Config, err = f.laidOver(saved.Config()); err != nil {
+			return err
+		}
 		if err := o.goOnFrom(saved); err != nil {
 			return err
 		}

@@ -257,7 +257,7 @@ func (a *app) completeSnapshots(n int) cobra.CompletionFunc {
 // fixed are the flags of what cannot be another in what goes on from a snapshot.
 var fixed = []string{
 	"cpus", "memory", "disk-size", "shm-size", "ulimit", "disk", "tmpfs", "read-only", "cap-add", "cap-drop", "allow-setuid", "privileged",
-	"pull", "platform", "cold",
+	"pull", "platform", "cold", "no-network", "mtu", "dns-mode",
 }
 
 // checkFixed refuses flags that --snapshot leaves no choice of.
@@ -271,7 +271,7 @@ func checkFixed(cmd *cobra.Command) error {
 }
 
 // laidOver is what the flags say over the configuration of a snapshot.
-func (f *runFlags) laidOver(c api.Config) api.Config {
+func (f *runFlags) laidOver(c api.Config) (api.Config, error) {
 	if f.config.Command != nil {
 		c.Command = f.config.Command
 	}
@@ -282,8 +282,7 @@ func (f *runFlags) laidOver(c api.Config) api.Config {
 	c.User, c.WorkDir = cmp.Or(f.config.User, c.User), cmp.Or(f.config.WorkDir, c.WorkDir)
 	c.Timeout = cmp.Or(f.config.Timeout, c.Timeout)
 	c.Hostname = f.config.Hostname
-	c.Network.AddHosts = append(c.Network.AddHosts, f.config.Network.AddHosts...)
-	return c
+	return c, f.networkFlags.into(&c)
 }
 
 // merged lays one map over another.

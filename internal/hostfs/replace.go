@@ -2,6 +2,7 @@ package hostfs
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -55,4 +56,18 @@ func ReadRecord(path string, v any) error {
 		return err
 	}
 	return json.Unmarshal(data, v)
+}
+
+// ReadLimited reads a file of at most limit bytes; a larger one is an error.
+func ReadLimited(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s: more than %d bytes", path, limit)
+	}
+	return data, err
 }

@@ -50,6 +50,10 @@ type leaf struct {
 	err  error
 }
 
+// CAName is the name of every sandbox's CA. OpenSSL finds a certificate by its
+// name's hash, which the guest thus knows beforehand.
+const CAName = "matchlock sandbox CA"
+
 // NewCA makes a CA.
 func NewCA() (*CA, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -62,9 +66,8 @@ func NewCA() (*CA, error) {
 	}
 	now := time.Now()
 	template := &x509.Certificate{
-		SerialNumber: serial,
-		// The serial is in the name, so that two sandboxes' CAs in one store are two.
-		Subject:               pkix.Name{CommonName: fmt.Sprintf("matchlock sandbox %x", serial.Bytes()[:4]), Organization: []string{"matchlock"}},
+		SerialNumber:          serial,
+		Subject:               pkix.Name{CommonName: CAName},
 		NotBefore:             now.Add(-clockSkew),
 		NotAfter:              now.Add(caLife),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,

@@ -226,8 +226,8 @@ func (c *Config) checkPaths() error {
 			errs = append(errs, fmt.Errorf("%s %q: NUL in a path", name, path))
 		}
 	}
-	if c.Workspace != "" || c.UseInterception {
-		errs = append(errs, fmt.Errorf("fields Workspace and UseInterception: %w in this version", errors.ErrUnsupported))
+	if c.Workspace != "" {
+		errs = append(errs, fmt.Errorf("field Workspace: %w in this version", errors.ErrUnsupported))
 	}
 	return errors.Join(errs...)
 }

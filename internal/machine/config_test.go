@@ -113,8 +113,8 @@ func TestResolveRefuses(t *testing.T) {
 	if _, err := Resolve(nil); err == nil {
 		t.Error("no config at all is accepted")
 	}
-	if _, err := Resolve(overlay(func(c *vm.VMConfig) { c.UseInterception = true })); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("interception: %v, want ErrUnsupported", err)
+	if _, err := Resolve(overlay(func(c *vm.VMConfig) { c.Workspace = "/w" })); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("workspace: %v, want ErrUnsupported", err)
 	}
 }
 

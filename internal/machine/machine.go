@@ -381,6 +381,10 @@ func (m *Machine) beginExec(ctx context.Context) error {
 		return errors.New("exec: the machine goes on from a snapshot, and Boot comes first")
 	}
 	m.mu.Lock()
+	if m.config.UseInterception && !m.booted {
+		m.mu.Unlock()
+		return errors.New("exec: the link is intercepted, and Boot, which brings the CA, comes first")
+	}
 	m.executed = true
 	m.mu.Unlock()
 	if err := m.setClock(ctx); err != nil {

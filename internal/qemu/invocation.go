@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"strings"
 
@@ -102,7 +103,7 @@ func (h *hypervisor) invocation(ch channels) *invocation {
 		c.blockDevice(&h.disks[i])
 	}
 	if ch.link != nil {
-		device := "virtio-net-device,netdev=net0,mac=" + guestMAC
+		device := "virtio-net-device,netdev=net0,mac=" + GuestMAC().String()
 		if h.config.MTU != 1500 {
 			device += fmt.Sprintf(",host_mtu=%d", h.config.MTU)
 		}
@@ -112,9 +113,9 @@ func (h *hypervisor) invocation(ch channels) *invocation {
 	return c
 }
 
-// guestMAC is every guest's: each has a link of its own. The prefix is that of
-// locally administered addresses.
-const guestMAC = "52:54:00:12:34:56"
+// GuestMAC is the hardware address of every guest: each has a link of its own. Its
+// prefix is that of locally administered addresses.
+func GuestMAC() net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0x00, 0x12, 0x34, 0x56} }
 
 func (c *invocation) serialPort(id, name string, socket *os.File, listens bool) {
 	chardev := fmt.Sprintf("socket,id=%s,fd=%d", id, c.fd(socket))

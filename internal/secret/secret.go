@@ -35,6 +35,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 )
 
@@ -82,6 +83,9 @@ func blank(c byte) bool { return c == ' ' || c == '\t' }
 func (v Value) IsZero() bool { return v.reveal == nil }
 
 // bytes returns the value itself, not to be changed.
+// Reveal returns the value itself, for a process that goes on where this one is.
+func (v Value) Reveal() []byte { return slices.Clone(v.bytes()) }
+
 func (v Value) bytes() []byte {
 	if v.reveal == nil {
 		return nil

@@ -35,6 +35,8 @@ func Reset(conn net.Conn) {
 	switch c := conn.(type) {
 	case interface{ Reset() }:
 		c.Reset()
+	case interface{ Abort() }:
+		c.Abort()
 	case *net.TCPConn:
 		c.SetLinger(0) // close(2) then sends a reset, see tcp(7)
 		c.Close()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/matchlock/matchlock/api"
@@ -30,13 +31,22 @@ func (InProcess) Create(_ context.Context, config *vm.VMConfig) (vm.Machine, err
 		return nil, err
 	}
 	h := &inProcess{server: agent.NewServer(agent.HostStarter{}, nil), ended: make(chan struct{})}
-	return machine.New(c, h, nil, config.OverlayUpperPath), nil
+	var link *os.File // nobody is at its guest's end
+	if !config.NoNetwork && config.NetworkFD <= 0 {
+		pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
+		if err != nil {
+			return nil, os.NewSyscallError("socketpair", err)
+		}
+		link, h.link = os.NewFile(uintptr(pair[0]), "link"), os.NewFile(uintptr(pair[1]), "link of the guest")
+	}
+	return machine.New(c, h, link, config.OverlayUpperPath), nil
 }
 
 // inProcess is a machine.Hypervisor and the guest's agent.ControlHandler.
 type inProcess struct {
 	server  *agent.Server
 	serving sync.WaitGroup
+	link    *os.File // nil: there is none
 
 	mu     sync.Mutex
 	mux    *wire.HostMux
@@ -83,6 +93,9 @@ func (h *inProcess) Wait(ctx context.Context) error {
 func (h *inProcess) Close() error {
 	h.end()
 	h.serving.Wait()
+	if h.link != nil {
+		h.link.Close()
+	}
 	return h.server.Close()
 }
 

@@ -1,0 +1,426 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/sandbox"
+)
+
+// networkFlags say what a sandbox may reach, and what its requests may carry.
+type networkFlags struct {
+	network api.Network
+	secrets []api.Secret
+	places  []api.SecretPlaces
+	file    string
+	presets []string
+	ip      []string // of --dns
+}
+
+func (f *networkFlags) define(cmd *cobra.Command) {
+	n := &f.network
+	group(cmd, "Network", func(fs *pflag.FlagSet) {
+		list(fs, "allow-host", "let the guest reach `TARGET`[:PORT[-PORT]][/tcp|/udp]: a name, *.suffix, *, an address, a CIDR", &n.Allow, fromText[api.Rule])
+		list(fs, "deny-host", "but not `TARGET`; what is denied is not allowed by any other rule", &n.Deny, fromText[api.Rule])
+		fs.BoolVar(&n.AllowPrivate, "allow-private", false, "names that are allowed may have private addresses")
+		list(fs, "host-port", "let it reach `PORT`[:GUESTPORT] of this host's 127.0.0.1, at "+api.HostGateway, &n.HostPorts, fromText[api.HostPort])
+		fs.StringArrayVar(&f.presets, "preset", nil, "let it reach what `NAME` needs: "+strings.Join(sandbox.Presets(), ", "))
+		fs.StringVar(&f.file, "policy", "", "take rules, secrets and hooks from `FILE`, too")
+		fs.BoolVar(&n.None, "no-network", false, "give it no network at all")
+		list(fs, "publish", "lead a port of this host to the guest's, `[IP:]HOSTPORT:GUESTPORT[/udp]`", &n.Publish, fromText[api.Publish])
+		fs.Lookup("publish").Shorthand = "p"
+	})
+	group(cmd, "Names", func(fs *pflag.FlagSet) {
+		list(fs, "add-host", "add `NAME:IP` to the guest's hosts file", &n.AddHosts, api.ParseHost)
+		list(fs, "resolve", "`NAME:IP`, what a name is on this host's side", &n.Resolve, api.ParseHost)
+		fs.StringArrayVar(&f.ip, "dns", nil, "resolve names by asking the server at `IP` (default as this host does)")
+		fs.StringVar((*string)(&n.DNSMode), "dns-mode", "", "`MODE` of the addresses that the guest is told: synthetic or real (default synthetic)")
+		fs.IntVar(&n.MTU, "mtu", 0, "`BYTES` of a packet (default 1500)")
+	})
+	group(cmd, "Secrets and interception", func(fs *pflag.FlagSet) {
+		list(fs, "secret", "`NAME@HOST[,HOST…]`: requests to HOST may carry the value of this host's variable NAME", &f.secrets, parseSecret(""))
+		list(fs, "secret-file", "`NAME@HOST[,HOST…]=FILE`: the same, with the value from a file", &f.secrets, parseSecret(api.SecretFile))
+		list(fs, "secret-cmd", "`NAME@HOST[,HOST…]=COMMAND`: the same, with what a command prints", &f.secrets, parseSecret(api.SecretCommand))
+		list(fs, "secret-in", "`NAME=PLACE[,PLACE…]` where it may stand: header, query, path, body (default header)", &f.places, fromText[api.SecretPlaces])
+		fs.BoolVar(&n.Intercept, "intercept", false, "look into all TLS, not only where a secret or a hook needs it")
+		fs.StringArrayVar(&n.Splice, "splice", nil, "never look into TLS to `HOST`")
+		fs.StringArrayVar(&n.UpstreamCA, "upstream-ca", nil, "trust servers signed by the certificates in `FILE`, too")
+		fs.StringVar(&n.UpstreamProxy, "upstream-proxy", "", "go through the proxy at `URL`, which then sees to addresses")
+	})
+}
+
+func completeNetworkFlags(cmd *cobra.Command) {
+	complete(cmd, "dns-mode", string(api.DNSSynthetic), string(api.DNSReal))
+	complete(cmd, "preset", sandbox.Presets()...)
+}
+
+// parseSecret reads a secret whose value is found in a way. A text that may be a
+// value is not repeated.
+func parseSecret(source api.SecretSource) func(string) (api.Secret, error) {
+	return func(text string) (s api.Secret, err error) {
+		if source != "" {
+			spec, where, ok := strings.Cut(text, "=")
+			if !ok || where == "" {
+				return s, fmt.Errorf("want NAME@HOST[,HOST…]=%s", map[api.SecretSource]string{api.SecretFile: "FILE", api.SecretCommand: "COMMAND"}[source])
+			}
+			text = spec + "=" + string(source) + ":" + where
+		} else if spec, _, ok := strings.Cut(text, "="); ok {
+			name, _, _ := strings.Cut(spec, "@")
+			return s, fmt.Errorf("%q: a value on the command line would be seen by all; give NAME@HOST, and the value in the environment", name)
+		}
+		return s, s.UnmarshalText([]byte(text))
+	}
+}
+
+// into lays what the flags say over a configuration: they add to its lists.
+func (f *networkFlags) into(c *api.Config) error {
+	for _, text := range f.ip {
+		addr, err := api.ParseIP(text)
+		if err != nil {
+			return fmt.Errorf("--dns: %w", err)
+		}
+		f.network.DNS = append(f.network.DNS, addr)
+	}
+	c.AddNetwork(f.network)
+	c.Secrets, c.SecretIn = append(c.Secrets, f.secrets...), append(c.SecretIn, f.places...)
+	return sandbox.ApplyPolicy(c, f.file, f.presets)
+}
+
+func (a *app) allowListCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "allow-list COMMAND", Short: "Show and change what a sandbox may reach while it runs", Args: cobra.ArbitraryArgs, RunE: showHelp}
+	show := func(cmd *cobra.Command, rules sandbox.Rules, asJSON bool) error {
+		if asJSON {
+			return printJSON(cmd.OutOrStdout(), rules)
+		}
+		for _, r := range rules.Allow {
+			if _, err := fmt.Fprintln(cmd.OutOrStdout(), "allow", r); err != nil {
+				return err
+			}
+		}
+		for _, r := range rules.Deny {
+			if _, err := fmt.Fprintln(cmd.OutOrStdout(), "deny", r); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, c := range []struct {
+		use, short, long string
+		do               func(*sandbox.Sandbox, context.Context, ...api.Rule) (sandbox.Rules, error)
+	}{
+		{"show", "Show the rules", "Show the rules that hold at present.", func(sb *sandbox.Sandbox, ctx context.Context, _ ...api.Rule) (sandbox.Rules, error) { return sb.Rules(ctx) }},
+		{"add", "Let it reach more", "Let the sandbox reach more, from now on and when it starts again.", (*sandbox.Sandbox).Allow},
+		{"delete", "Let it reach less", "Take rules away. Connections that no rule allows any more are cut; without a rule the\nsandbox is sealed.", (*sandbox.Sandbox).Forbid},
+	} {
+		var asJSON bool
+		use, args := c.use+" SANDBOX", positional("SANDBOX")
+		if c.use != "show" {
+			use, args = c.use+" SANDBOX TARGET[:PORT[-PORT]][/tcp|/udp]…", positional("SANDBOX", "TARGET…")
+		}
+		sub := &cobra.Command{
+			Use: use, Short: c.short, Long: c.long, Args: args,
+			ValidArgsFunction: a.completeSandboxes(1, isAlive),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				rules := make([]api.Rule, len(args)-1)
+				for i, text := range args[1:] {
+					if err := rules[i].UnmarshalText([]byte(text)); err != nil {
+						return usageError{err, pathOf(cmd)}
+					}
+				}
+				sb, err := a.options().Attach(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				defer sb.Close()
+				now, err := c.do(sb, cmd.Context(), rules...)
+				if err != nil {
+					return err
+				}
+				return show(cmd, now, asJSON)
+			},
+		}
+		jsonFlag(sub.Flags(), &asJSON)
+		cmd.AddCommand(sub)
+	}
+	return cmd
+}
+
+func (a *app) secretCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "secret COMMAND", Short: "Change the secrets of a sandbox while it runs", Args: cobra.ArbitraryArgs, RunE: showHelp}
+	var file, command string
+	rotate := &cobra.Command{
+		Use:   "rotate SANDBOX NAME",
+		Short: "Give a secret another value",
+		Long: `Give a secret another value, which holds at once. It is read from this host's environment
+variable NAME, or as the flags say. The former value is still taken out of responses.`,
+		Args:              positional("SANDBOX", "NAME"),
+		ValidArgsFunction: a.completeSandboxes(1, isAlive),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s := api.Secret{Name: args[1]}
+			switch {
+			case file != "":
+				s.Source, s.Where = api.SecretFile, file
+			case command != "":
+				s.Source, s.Where = api.SecretCommand, command
+			}
+			sb, err := a.options().Attach(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			defer sb.Close()
+			return sb.RotateSecretFrom(cmd.Context(), s)
+		},
+	}
+	rotate.Flags().StringVar(&file, "file", "", "read it from `FILE`")
+	rotate.Flags().StringVar(&command, "cmd", "", "take what `COMMAND` prints")
+	onlyOne(rotate, "file", "cmd")
+	revoke := &cobra.Command{
+		Use:               "revoke SANDBOX NAME",
+		Short:             "Take a secret's value away",
+		Long:              "Take a secret's value away. Requests that have its placeholder are refused from now on.",
+		Args:              positional("SANDBOX", "NAME"),
+		ValidArgsFunction: a.completeSandboxes(1, isAlive),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sb, err := a.options().Attach(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			defer sb.Close()
+			return sb.RevokeSecret(cmd.Context(), args[1])
+		},
+	}
+	cmd.AddCommand(rotate, revoke)
+	return cmd
+}
+
+func (a *app) eventsCommand() *cobra.Command {
+	var q sandbox.EventQuery
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "events [FLAGS] SANDBOX",
+		Short: "Show what a sandbox did, or tried, on its network",
+		Long: `Show what a sandbox did, or tried, on its network: the names that it asked for, its
+connections, and the requests within those that were looked into. What was refused says
+why, and which flag would have allowed it.`,
+		Args:              positional("SANDBOX"),
+		ValidArgsFunction: a.completeSandboxes(1, func(api.Info) bool { return true }),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.options().Events(cmd.Context(), args[0], q, func(e api.Event) error {
+				if asJSON {
+					return printJSON(cmd.OutOrStdout(), e)
+				}
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), printable(eventText(e)))
+				return err
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&q.Follow, "follow", "f", false, "go on with what happens, until the sandbox ends")
+	cmd.Flags().BoolVar(&q.Denied, "denied", false, "only what was refused")
+	jsonFlag(cmd.Flags(), &asJSON)
+	return cmd
+}
+
+// eventText is an event on one line.
+func eventText(e api.Event) string {
+	if e.Verdict == api.Denied {
+		return "denied  " + sandbox.DenialText(e)
+	}
+	what := e.Name
+	if what == "" {
+		what = e.Address
+	}
+	if e.Port != 0 {
+		what = net.JoinHostPort(what, strconv.Itoa(int(e.Port)))
+	}
+	words := []string{fmt.Sprintf("%-7s %s %s %s", e.Verdict, e.Time.UTC().Format("2006-01-02T15:04:05Z"), e.Kind, what)}
+	if e.Protocol != "" {
+		words = append(words, e.Protocol)
+	}
+	if e.Method != "" {
+		words = append(words, e.Method, e.Path, strconv.Itoa(e.Status))
+	}
+	if e.Kind == api.EventFlow {
+		words = append(words, fmt.Sprintf("sent %d B, received %d B, %.1f ms", e.Sent, e.Received, e.Millis))
+		if e.Protocol == "tls" && !e.Inspected {
+			words = append(words, "not inspected")
+		}
+	}
+	if e.Kind == api.EventLost {
+		words = append(words, fmt.Sprintf("%d events are missing here", e.Lost))
+	}
+	if len(e.Secrets) > 0 {
+		words = append(words, "with "+strings.Join(e.Secrets, ", "))
+	}
+	if e.Reason != "" {
+		words = append(words, "("+e.Reason+")")
+	}
+	return strings.Join(words, " ")
+}
+
+func (a *app) portCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "port [FLAGS] SANDBOX [GUESTPORT[/udp]]",
+		Short: "Show which ports of this host lead to a sandbox",
+		Long: `Show which ports of this host lead to a sandbox; with GUESTPORT just where that one is.
+The exit status is 1 when none does.`,
+		Args:              positional("SANDBOX", "[GUESTPORT]"),
+		ValidArgsFunction: a.completeSandboxes(1, isAlive),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			info, err := a.options().Find(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			ports := info.Ports
+			if len(args) == 2 {
+				number, proto, ok := strings.Cut(args[1], "/")
+				if !ok {
+					proto = "tcp"
+				}
+				ports = slices.DeleteFunc(slices.Clone(ports), func(p api.PublishedPort) bool {
+					return strconv.Itoa(int(p.GuestPort)) != number || p.Protocol != proto
+				})
+			}
+			for _, p := range ports {
+				text := p.Host.String()
+				if len(args) == 1 {
+					text = fmt.Sprintf("%d/%s -> %s", p.GuestPort, p.Protocol, p.Host)
+				}
+				if err := printEither(cmd.OutOrStdout(), asJSON, p, text); err != nil {
+					return err
+				}
+			}
+			if len(ports) == 0 {
+				return exitStatus(1)
+			}
+			return nil
+		},
+	}
+	jsonFlag(cmd.Flags(), &asJSON)
+	return cmd
+}
+
+func (a *app) portForwardCommand() *cobra.Command {
+	var address string
+	cmd := &cobra.Command{
+		Use:   "port-forward [FLAGS] SANDBOX [LOCALPORT:]GUESTPORT…",
+		Short: "Lead ports of this host to a sandbox's localhost, as long as this runs",
+		Long: `Listen on ports of this host, and pass what connects there on to TCP ports of the sandbox's
+localhost, until it is interrupted. A LOCALPORT that is empty or 0 is any that is free.
+Where it listens is printed. It works without a network, too.`,
+		Example:           "  matchlock port-forward web 8080:80\n  matchlock port-forward web :5432",
+		Args:              positional("SANDBOX", "GUESTPORT…"),
+		ValidArgsFunction: a.completeSandboxes(1, isAlive),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var wanted []api.Publish
+			for _, text := range args[1:] {
+				if !strings.Contains(text, ":") {
+					text = text + ":" + text
+				}
+				var p api.Publish
+				if err := p.UnmarshalText([]byte(text)); err != nil || p.UDP || p.IP.IsValid() {
+					return usageError{fmt.Errorf("port %q: want [LOCALPORT:]GUESTPORT", text), pathOf(cmd)}
+				}
+				wanted = append(wanted, p)
+			}
+			sb, err := a.options().Attach(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			defer sb.Close()
+			ctx, cancel := context.WithCancel(cmd.Context())
+			defer cancel()
+			ended := make(chan error, len(wanted))
+			for _, p := range wanted {
+				ready := make(chan net.Addr, 1)
+				failed := make(chan error, 1)
+				go func() {
+					err := sb.ListenFor(ctx, net.JoinHostPort(address, strconv.Itoa(int(p.HostPort))), p.GuestPort, func(at net.Addr) { ready <- at })
+					failed <- err
+					ended <- err
+				}()
+				select {
+				case at := <-ready:
+					fmt.Fprintf(cmd.OutOrStdout(), "%s -> %d\n", at, p.GuestPort)
+				case err := <-failed:
+					return err
+				}
+			}
+			go func() {
+				sb.Wait(ctx)
+				cancel()
+			}()
+			err = <-ended
+			cancel()
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&address, "address", "127.0.0.1", "`IP` of this host to listen at")
+	return cmd
+}
+
+func (a *app) policyCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "policy COMMAND", Short: "Try out what rules would do", Args: cobra.ArbitraryArgs, RunE: showHelp}
+	var f networkFlags
+	var asJSON bool
+	explain := &cobra.Command{
+		Use:   "explain [FLAGS] [SANDBOX] URL",
+		Short: "Say what would become of a connection, and which rule decides",
+		Long: `Say what would become of a connection to URL (https://NAME/PATH, NAME:PORT), and which rule
+decides: by the rules of a sandbox, or by those that the flags give. Nothing is resolved
+and nothing is sent. The exit status is 1 when it would be refused.`,
+		Example:           "  matchlock policy explain --preset pypi https://pypi.org/simple\n  matchlock policy explain agent ssh.github.com:22",
+		Args:              positional("URL", "[URL]"),
+		ValidArgsFunction: a.completeSandboxes(1, func(api.Info) bool { return true }),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			config := api.Config{Image: "none"}
+			if len(args) == 2 {
+				var err error
+				if config, err = a.options().Config(cmd.Context(), args[0]); err != nil {
+					return err
+				}
+			}
+			if err := f.into(&config); err != nil {
+				return err
+			}
+			explanation, err := sandbox.Explain(config, args[len(args)-1])
+			if err != nil {
+				return err
+			}
+			if err := printEither(cmd.OutOrStdout(), asJSON, explanation, explanation.String()); err != nil {
+				return err
+			}
+			if !explanation.Allow {
+				return exitStatus(1)
+			}
+			return nil
+		},
+	}
+	f.define(explain)
+	completeNetworkFlags(explain)
+	jsonFlag(explain.Flags(), &asJSON)
+	check := &cobra.Command{
+		Use:   "check FILE",
+		Short: "Check a file of rules",
+		Long:  "Check a file that --policy would take, and tell of every fault.",
+		Args:  positional("FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			config := api.Config{Image: "none"}
+			if err := sandbox.ApplyPolicy(&config, args[0], nil); err != nil {
+				return err
+			}
+			return nil
+		},
+	}
+	cmd.AddCommand(explain, check)
+	return cmd
+}
+

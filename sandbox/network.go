@@ -1,0 +1,373 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/hostfs"
+	"github.com/matchlock/matchlock/internal/intercept"
+	"github.com/matchlock/matchlock/internal/names"
+	"github.com/matchlock/matchlock/internal/netstack"
+	"github.com/matchlock/matchlock/internal/policy"
+	"github.com/matchlock/matchlock/internal/qemu"
+	"github.com/matchlock/matchlock/internal/secret"
+	"github.com/matchlock/matchlock/internal/state"
+)
+
+// The guest's network. It is its own, so that the same addresses serve all.
+var (
+	gateway      = netip.MustParseAddr("192.168.100.1")
+	subnet       = netip.PrefixFrom(gateway, 24)
+	guestAddress = netip.MustParseAddr("192.168.100.2")
+)
+
+// network is all that is at the host's end of the guest's link.
+type network struct {
+	config  api.Config // whose rules and secrets hold at present; guarded by mu
+	names   *names.Server
+	flows   *intercept.Interceptor
+	secrets *secret.Set
+	ca      *intercept.CA
+	events  *eventLog
+	stack   *netstack.Stack // nil until the link is there
+
+	mu     sync.Mutex
+	policy *policy.Policy
+	// placeholders are those of all secrets that the guest has ever been told of.
+	placeholders map[string]string // not changed any more
+	values       map[string]secret.Value
+}
+
+// networkName is the file in a sandbox's folder that has what of its network
+// outlives a run.
+const networkName = "network.json"
+
+// networkRecord is what of a network outlives a run of its sandbox, or goes on in
+// a copy: programs keep addresses, and secrets' placeholders.
+type networkRecord struct {
+	Names        json.RawMessage   `json:"names"`                  // names.Table, as it was
+	Placeholders map[string]string `json:"placeholders,omitempty"` // by the secrets' names
+	// CA is of a copy, whose programs trust it already; never in a file that leaves
+	// this host.
+	CA []byte `json:"ca,omitempty"`
+}
+
+// openNetwork makes ready all but the link: what can be wrong with rules and
+// secrets is told before anything boots. past is what a former run or another
+// sandbox has left, given the values that are known already.
+func openNetwork(ctx context.Context, config *api.Config, past networkRecord, given map[string]secret.Value, events *eventLog, o Options) (n *network, err error) {
+	n = &network{config: *config, events: events, placeholders: map[string]string{}, values: map[string]secret.Value{}}
+	if n.policy, err = policy.Compile(config); err != nil {
+		return nil, err
+	}
+	for name, placeholder := range past.Placeholders {
+		n.placeholders[name] = placeholder
+	}
+	secrets, err := n.readSecrets(ctx, given)
+	if err != nil {
+		return nil, err
+	}
+	if n.secrets, err = secret.NewSet(secrets); err != nil {
+		return nil, err
+	}
+	if past.CA != nil {
+		n.ca, err = intercept.ParseCA(past.CA)
+	} else {
+		n.ca, err = intercept.NewCA()
+	}
+	if err != nil {
+		return nil, err
+	}
+	table := names.NewTable()
+	if past.Names != nil {
+		if err := json.Unmarshal(past.Names, table); err != nil {
+			return nil, fmt.Errorf("names that the guest knows: %w", err)
+		}
+	}
+	if err := nameHosts(&config.Network, table); err != nil {
+		return nil, err
+	}
+	resolver, err := names.NewResolver(&config.Network)
+	if err != nil {
+		return nil, err
+	}
+	options := intercept.Options{
+		Policy: n.policy, Names: table, Resolver: resolver, Secrets: n.secrets, CA: n.ca, Gateway: gateway,
+		Hooks: config.Network.Hooks, Callbacks: o.Hooks, Event: events.add, Logger: o.Logger,
+	}
+	if options.UpstreamRoots, err = upstreamRoots(config.Network.UpstreamCA); err != nil {
+		return nil, err
+	}
+	if proxy := config.Network.UpstreamProxy; proxy != "" {
+		if options.UpstreamProxy, err = url.Parse(proxy); err != nil {
+			return nil, errors.New("upstream proxy: not a URL") // it may hold a password
+		}
+	}
+	if n.flows, err = intercept.New(options); err != nil {
+		return nil, err
+	}
+	n.names = &names.Server{
+		Table: table, Mode: config.Network.DNSMode, Resolver: resolver, Event: events.add,
+		Permit: func(name string) policy.Verdict { return n.current().Name(name) },
+	}
+	return n, nil
+}
+
+// openNetwork is the supervisor's; again says that the sandbox has run before.
+func (s *supervisor) openNetwork(ctx context.Context, again bool) (err error) {
+	if s.config.Network.None {
+		return nil
+	}
+	s.events, err = openEvents(s.dir.Path(eventsName), func(err error) { s.log.Warn("events are not logged", "error", err) }, s.tellDenied)
+	if err != nil {
+		return err
+	}
+	s.unwind.push(s.events.close)
+	var past networkRecord
+	var given map[string]secret.Value
+	switch {
+	case s.origin != nil && s.origin.record.Network != nil:
+		past, given = *s.origin.record.Network, s.origin.values
+	case again:
+		if err := hostfs.ReadRecord(s.dir.Path(networkName), &past); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("network of the former run: %w", err) // else a name could get another's address
+		}
+	}
+	o := s.options
+	o.Logger = s.log
+	if s.network, err = openNetwork(ctx, &s.config, past, given, s.events, o); err != nil {
+		return err
+	}
+	for _, warning := range s.network.policy.Warnings() {
+		s.log.Warn(warning)
+	}
+	s.unwind.push(func() error {
+		err := s.network.close()
+		if !s.goes() {
+			err = errors.Join(err, s.network.keep(s.dir))
+		}
+		return err
+	})
+	return s.network.keep(s.dir)
+}
+
+// attachNetwork serves the machine's link, from before its guest runs until after.
+func (s *supervisor) attachNetwork() error {
+	if s.network == nil {
+		return nil
+	}
+	link, err := s.machine.NetworkFD()
+	if err == nil {
+		err = s.network.attach(s.life, link, s.config.Network.MTU, s.log)
+	}
+	if err != nil {
+		return err
+	}
+	return s.publish()
+}
+
+// nameHosts gives names to the addresses that the guest does not have from its
+// queries.
+func nameHosts(c *api.Network, table *names.Table) error {
+	if len(c.HostPorts) > 0 {
+		table.Fix(api.HostGateway, gateway)
+	}
+	for _, h := range c.AddHosts {
+		name, err := policy.Normalize(h.Host)
+		if err != nil {
+			return fmt.Errorf("host %q: %w", h.Host, err)
+		}
+		addr, err := netip.ParseAddr(h.IP)
+		if err != nil {
+			return fmt.Errorf("host %q: %w", h.Host, err)
+		}
+		table.Fix(name, addr)
+	}
+	return nil
+}
+
+// upstreamRoots are the host's, and those in files.
+func upstreamRoots(files []string) (*x509.CertPool, error) {
+	if len(files) == 0 {
+		return nil, nil
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool() // a host without any
+	}
+	for _, path := range files {
+		pem, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("upstream CA: %w", err)
+		}
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("upstream CA %q: no certificate in it", path)
+		}
+	}
+	return pool, nil
+}
+
+func (n *network) current() *policy.Policy {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.policy
+}
+
+// attach has the stack serve the host end of the link, which it takes over.
+func (n *network) attach(ctx context.Context, link, mtu int, log *slog.Logger) (err error) {
+	n.stack, err = netstack.New(ctx, netstack.Config{
+		Link: os.NewFile(uintptr(link), "link"), Gateway: subnet, Guest: guestAddress, GuestMAC: qemu.GuestMAC(), MTU: mtu, Logger: log,
+	}, netstack.Handler{
+		TCP:  func(ctx context.Context, f *netstack.TCPFlow) { n.flows.TCP(ctx, tcpFlow{f}) },
+		UDP:  func(ctx context.Context, f *netstack.UDPFlow) { n.flows.UDP(ctx, udpFlow{f}) },
+		DNS:  n.names.Answer,
+		Note: n.events.note,
+	})
+	return err
+}
+
+// close ends all flows.
+func (n *network) close() error {
+	err := n.flows.Close()
+	if n.stack != nil {
+		err = errors.Join(err, n.stack.Close())
+	}
+	return err
+}
+
+// record is what outlives the run; withCA for a copy.
+func (n *network) record(withCA bool) (r networkRecord, err error) {
+	if r.Names, err = json.Marshal(n.names.Table); err == nil && withCA {
+		r.CA, err = n.ca.Marshal()
+	}
+	r.Placeholders = n.placeholders
+	return r, err
+}
+
+// revealed are the values of the secrets at present.
+func (n *network) revealed() map[string]secret.Value {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.values)
+}
+
+// keep writes it down.
+func (n *network) keep(dir *state.Dir) error {
+	r, err := n.record(false)
+	if err != nil {
+		return err
+	}
+	return hostfs.WriteRecord(dir.Path(networkName), r)
+}
+
+// change has other rules hold from now on, of which edit makes those that hold.
+// Flows that they refuse are cut.
+func (n *network) change(edit func(*api.Network) error) (api.Network, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	config := n.config
+	config.Network.Allow, config.Network.Deny = slices.Clone(config.Network.Allow), slices.Clone(config.Network.Deny)
+	if err := edit(&config.Network); err != nil {
+		return api.Network{}, err
+	}
+	compiled, err := policy.Compile(&config)
+	if err != nil {
+		return api.Network{}, err
+	}
+	n.config, n.policy = config, compiled
+	n.flows.SetPolicy(compiled)
+	return config.Network, nil
+}
+
+// Rules are what a sandbox may reach.
+type Rules struct {
+	Allow []api.Rule `json:"allow"`
+	Deny  []api.Rule `json:"deny"`
+}
+
+// Rules tells what rules hold at present.
+func (s *Sandbox) Rules(ctx context.Context) (Rules, error) {
+	return s.keeper.rules(ctx, ruleChange{})
+}
+
+// Allow adds rules by which hosts may be reached. They hold at once, and when the
+// sandbox starts again.
+func (s *Sandbox) Allow(ctx context.Context, rules ...api.Rule) (Rules, error) {
+	return s.keeper.rules(ctx, ruleChange{Allow: rules})
+}
+
+// Forbid takes rules away by which hosts may be reached. Connections that no rule
+// allows any more are cut. A rule that there is not is ErrNotFound.
+func (s *Sandbox) Forbid(ctx context.Context, rules ...api.Rule) (Rules, error) {
+	return s.keeper.rules(ctx, ruleChange{Forbid: rules})
+}
+
+// ruleChange says how rules change.
+type ruleChange struct {
+	Allow  []api.Rule `json:"allow,omitempty"`
+	Forbid []api.Rule `json:"forbid,omitempty"`
+}
+
+func (s *supervisor) rules(_ context.Context, c ruleChange) (Rules, error) {
+	if s.network == nil {
+		return Rules{}, ErrNoNetwork
+	}
+	if len(c.Allow)+len(c.Forbid) == 0 {
+		s.network.mu.Lock()
+		defer s.network.mu.Unlock()
+		return rulesOf(&s.network.config.Network), nil
+	}
+	changed, err := s.network.change(func(n *api.Network) error {
+		for _, r := range c.Allow {
+			if !slices.Contains(n.Allow, r) {
+				n.Allow = append(n.Allow, r)
+			}
+		}
+		for _, r := range c.Forbid {
+			i := slices.Index(n.Allow, r)
+			if i < 0 {
+				return &hintError{fmt.Errorf("rule %q: %w", r, ErrNotFound), "`matchlock allow-list show` lists them"}
+			}
+			n.Allow = slices.Delete(n.Allow, i, i+1)
+		}
+		return nil
+	})
+	if err != nil {
+		return Rules{}, err
+	}
+	s.mu.Lock()
+	s.config.Network = changed
+	config := s.config
+	s.mu.Unlock()
+	return rulesOf(&changed), hostfs.WriteRecord(s.dir.Path(configName), &config)
+}
+
+func rulesOf(n *api.Network) Rules {
+	return Rules{Allow: append([]api.Rule{}, n.Allow...), Deny: append([]api.Rule{}, n.Deny...)}
+}
+
+// tcpFlow and udpFlow are flows as package intercept has them.
+type (
+	tcpFlow struct{ *netstack.TCPFlow }
+	udpFlow struct{ *netstack.UDPFlow }
+)
+
+func (f tcpFlow) Accept() (net.Conn, error) { return f.TCPFlow.Accept() }
+func (f udpFlow) Accept() (net.Conn, error) { return f.UDPFlow.Accept() }
+
+// Hook judges or changes requests or responses, as the hooks of a configuration do,
+// by a function of this process.
+type Hook = intercept.Callback

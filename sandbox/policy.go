@@ -1,0 +1,64 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/hostfs"
+	"github.com/matchlock/matchlock/internal/policy"
+)
+
+// Presets are the names of rules that are ready for what agents most often need.
+func Presets() []string { return policy.Presets() }
+
+// ApplyPolicy adds what a file says (YAML, see docs/network.md; "" is none), and
+// what presets do, to a configuration. A key that there is not is an error.
+func ApplyPolicy(config *api.Config, path string, presets []string) error {
+	if path != "" {
+		text, err := hostfs.ReadLimited(path, policy.MaxDocument)
+		if err != nil {
+			return fmt.Errorf("policy: %w", err)
+		}
+		document, err := policy.Parse(text, path)
+		if err != nil {
+			return err
+		}
+		if err := document.Apply(config); err != nil {
+			return err
+		}
+	}
+	for _, name := range presets {
+		network, err := policy.Preset(name)
+		if err != nil {
+			return withHint(err)
+		}
+		config.AddNetwork(network)
+	}
+	return nil
+}
+
+// Explanation says what would become of a connection, and why.
+type Explanation = policy.Explanation
+
+// Explain says what would become of a connection to a URL, or NAME:PORT, by a
+// configuration's rules. It resolves nothing and sends nothing.
+func Explain(config api.Config, target string) (Explanation, error) {
+	p, err := policy.Compile(&config)
+	if err != nil {
+		return Explanation{}, err
+	}
+	return p.Explain(target)
+}
+
+// Config returns what a sandbox, running or not, was made of, with the rules that
+// hold for it at present.
+func (o Options) Config(ctx context.Context, ref string) (config api.Config, err error) {
+	_, e, err := o.locate(ref)
+	if err != nil {
+		return config, err
+	}
+	err = hostfs.ReadRecord(e.Path+string(os.PathSeparator)+configName, &config)
+	return config, err
+}

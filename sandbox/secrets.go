@@ -1,0 +1,170 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/hostfs"
+	"github.com/matchlock/matchlock/internal/secret"
+)
+
+const (
+	maxSecret     = 64 << 10
+	secretTimeout = 30 * time.Second // of a command that prints one
+)
+
+// readSecrets reads the values of all secrets, but for those that are given. A
+// placeholder that the guest has been told of, of a secret that there is no more,
+// is one without a value: nothing passes that has it.
+func (n *network) readSecrets(ctx context.Context, given map[string]secret.Value) ([]secret.Secret, error) {
+	var all []secret.Secret
+	bound := map[string]bool{}
+	places := map[string]secret.Places{}
+	for _, p := range n.config.SecretIn {
+		places[p.Name] = secret.Places{Query: p.Query, Path: p.Path, Body: p.Body}
+	}
+	for _, s := range n.config.Secrets {
+		value, ok := given[s.Name]
+		if !ok {
+			var err error
+			if value, err = readSecret(ctx, s); err != nil {
+				return nil, fmt.Errorf("secret %q: %w", s.Name, err)
+			}
+		}
+		if n.placeholders[s.Name] == "" {
+			n.placeholders[s.Name] = secret.NewPlaceholder()
+		}
+		bound[s.Name], n.values[s.Name] = true, value
+		all = append(all, secret.Secret{
+			Name: s.Name, Placeholder: n.placeholders[s.Name], Value: value, Hosts: n.policy.Scope(s.Name), Places: places[s.Name],
+		})
+	}
+	for name, placeholder := range n.placeholders {
+		if !bound[name] {
+			all = append(all, secret.Secret{Name: name, Placeholder: placeholder, Hosts: func(string) bool { return false }})
+		}
+	}
+	return all, nil
+}
+
+// readSecret reads a value from where it is kept.
+func readSecret(ctx context.Context, s api.Secret) (secret.Value, error) {
+	var text []byte
+	switch s.Source {
+	case "", api.SecretEnv:
+		name := s.Where
+		if s.Source == "" {
+			name = s.Name
+		}
+		value, ok := os.LookupEnv(name)
+		if !ok {
+			return secret.Value{}, &hintError{fmt.Errorf("the environment has no variable %s", name), fmt.Sprintf("set %s, or take the value from elsewhere with --secret-file or --secret-cmd", name)}
+		}
+		return secret.NewValue([]byte(value))
+	case api.SecretFile:
+		var err error
+		if text, err = hostfs.ReadLimited(s.Where, maxSecret+2); err != nil {
+			return secret.Value{}, err
+		}
+	case api.SecretCommand:
+		ctx, cancel := context.WithTimeoutCause(ctx, secretTimeout, fmt.Errorf("its command took more than %v", secretTimeout))
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "/bin/sh", "-c", s.Where)
+		cmd.Stderr = os.Stderr // it may want to say what is wrong
+		cmd.WaitDelay = time.Second
+		out := &limitedBuffer{limit: maxSecret + 2}
+		cmd.Stdout = out
+		if err := cmd.Run(); err != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			return secret.Value{}, fmt.Errorf("its command: %w", err)
+		}
+		text = out.Bytes()
+	default:
+		return secret.Value{}, fmt.Errorf("source %q: neither env, file nor cmd", s.Source)
+	}
+	text = bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
+	return secret.NewValue(text)
+}
+
+// placeholderEnv is what the guest's environment says of the secrets.
+func (n *network) placeholderEnv() map[string]string {
+	env := make(map[string]string, len(n.config.Secrets))
+	for _, s := range n.config.Secrets {
+		env[s.Name] = n.placeholders[s.Name]
+	}
+	return env
+}
+
+// secretChange says what becomes of a secret.
+type secretChange struct {
+	Name   string `json:"name"`
+	Revoke bool   `json:"revoke,omitempty"`
+	// Value is the new one. It goes by the socket alone, which no other user reads.
+	Value []byte `json:"value,omitempty"`
+}
+
+// RotateSecret gives a secret another value, which holds at once. The former one is
+// still taken out of responses.
+func (s *Sandbox) RotateSecret(ctx context.Context, name string, value []byte) error {
+	if _, err := secret.NewValue(value); err != nil {
+		return fmt.Errorf("secret %q: %w", name, err)
+	}
+	return s.keeper.changeSecret(ctx, secretChange{Name: name, Value: value})
+}
+
+// RotateSecretFrom is RotateSecret with a value that is read from where s says.
+func (s *Sandbox) RotateSecretFrom(ctx context.Context, from api.Secret) error {
+	value, err := readSecret(ctx, from)
+	if err != nil {
+		return fmt.Errorf("secret %q: %w", from.Name, err)
+	}
+	return s.keeper.changeSecret(ctx, secretChange{Name: from.Name, Value: value.Reveal()})
+}
+
+// RevokeSecret takes a secret's value away: requests that have its placeholder are
+// refused from now on.
+func (s *Sandbox) RevokeSecret(ctx context.Context, name string) error {
+	return s.keeper.changeSecret(ctx, secretChange{Name: name, Revoke: true})
+}
+
+func (s *supervisor) changeSecret(_ context.Context, c secretChange) error {
+	n := s.network
+	if n == nil {
+		return ErrNoNetwork
+	}
+	known := false
+	for _, one := range n.config.Secrets {
+		known = known || one.Name == c.Name
+	}
+	if !known {
+		return fmt.Errorf("secret %q: %w", c.Name, ErrNotFound)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	event := api.Event{Kind: api.EventPolicy, Verdict: api.Allowed, Reason: "secret " + c.Name + " rotated"}
+	if c.Revoke {
+		if err := n.secrets.Revoke(c.Name); err != nil {
+			return err
+		}
+		delete(n.values, c.Name)
+		event.Reason = "secret " + c.Name + " revoked"
+	} else {
+		value, err := secret.NewValue(c.Value)
+		if err == nil {
+			err = n.secrets.Rotate(c.Name, value)
+		}
+		if err != nil {
+			return fmt.Errorf("secret %q: %w", c.Name, err)
+		}
+		n.values[c.Name] = value
+	}
+	n.events.add(event)
+	return nil
+}
