@@ -103,10 +103,14 @@ func TestTCP(t *testing.T) {
 
 func TestTCPRefused(t *testing.T) {
 	for name, handler := range map[string]func(context.Context, *netstack.TCPFlow){
-		"no handler":   nil,
-		"refused":      func(_ context.Context, f *netstack.TCPFlow) { f.Refuse() },
-		"no decision":  func(context.Context, *netstack.TCPFlow) {},
-		"refused late": func(_ context.Context, f *netstack.TCPFlow) { time.Sleep(50 * time.Millisecond); f.Refuse(); f.Refuse() },
+		"no handler":  nil,
+		"refused":     func(_ context.Context, f *netstack.TCPFlow) { f.Refuse() },
+		"no decision": func(context.Context, *netstack.TCPFlow) {},
+		"refused late": func(_ context.Context, f *netstack.TCPFlow) {
+			time.Sleep(50 * time.Millisecond)
+			f.Refuse()
+			f.Refuse()
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, guest := start(t, netstack.Config{}, netstack.Handler{TCP: handler})

@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -162,7 +163,7 @@ func (c *UDPConn) Write(p []byte) (int, error) {
 func (c *UDPConn) used(err error) error {
 	var timeout net.Error
 	switch {
-	case c.closed.Load():
+	case c.closed.Load() || err == io.EOF: // by the stack's Close
 		return net.ErrClosed
 	case err == nil:
 		c.idle.Reset(UDPIdle)
