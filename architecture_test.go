@@ -49,9 +49,9 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/netstack": {outside: "gvisor.dev/gvisor"},
 	"internal/testnet":  {outside: "gvisor.dev/gvisor"},
 
-	"internal/policy":    {ours: "api", outside: "golang.org/x/net"},
 	"internal/names":     {ours: "api internal/policy", outside: "golang.org/x/net"},
 	"internal/intercept": {ours: "api internal/names internal/policy internal/secret", outside: "github.com/andybalholm/brotli github.com/coder/websocket github.com/klauspost/compress"},
+	"internal/policy":    {ours: "api", outside: "go.yaml.in/yaml/v3 golang.org/x/net"},
 
 	"bench":     {ours: "api sandbox"},
 	"vm/vmtest": {ours: "api vm internal/agent internal/machine internal/wire"},

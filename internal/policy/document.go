@@ -1,17 +1,87 @@
 package policy
 
-import "github.com/matchlock/matchlock/api"
+import (
+	_ "embed"
+	"fmt"
+	"slices"
 
-const MaxDocument = 1 << 20
+	"github.com/matchlock/matchlock/api"
+)
 
-type Document struct{}
+// A Document is what a policy file says, in YAML: the keys of api.Network, and those that follow here. Elements of its
+// lists are the strings that flags take.
+type Document struct {
+	// Presets are names that Preset knows.
+	Presets []string `json:"presets,omitempty"`
+	api.Network
+	Secrets  []api.Secret       `json:"secrets,omitempty"`
+	SecretIn []api.SecretPlaces `json:"secret_in,omitempty"`
+}
 
-func (Document) Apply(c *api.Config) error               { return nil }
-func Parse(text []byte, name string) (Document, error)   { return Document{}, nil }
-func Presets() []string                                  { return nil }
-func Preset(name string) (api.Network, error)            { return api.Network{}, nil }
+//go:embed schema.json
+var schema string
 
-type Explanation struct{ Allow bool }
+// Schema is the JSON schema of policy files, for editors. Parse does not need it.
+func Schema() []byte { return []byte(schema) }
 
-func (Explanation) String() string                          { return "" }
-func (p *Policy) Explain(target string) (Explanation, error) { return Explanation{}, nil }
+// Parse reads a policy file of at most 1 MiB, which name is to stand for in errors. They name the line, and there may be
+// several. An empty file says nothing. What is right by itself may be wrong in its place; api.Config.Validate and
+// Compile judge that.
+func Parse(text []byte, name string) (Document, error) {
+	var d Document
+	if err := decodeYAML(text, name, &d); err != nil {
+		return Document{}, err
+	}
+	for _, preset := range d.Presets {
+		if _, err := Preset(preset); err != nil {
+			return Document{}, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return d, nil
+}
+
+// Merge adds a document to a configuration that flags have made: lists are joined, what only one of them says holds,
+// and where both say something the flags do.
+func (d *Document) Merge(c *api.Config) error {
+	from, to := &d.Network, &c.Network
+	var allow []api.Rule
+	for _, name := range d.Presets {
+		n, err := Preset(name)
+		if err != nil {
+			return err
+		}
+		allow = append(allow, n.Allow...)
+	}
+	to.None = to.None || from.None
+	to.AllowPrivate = to.AllowPrivate || from.AllowPrivate
+	to.Intercept = to.Intercept || from.Intercept
+	orElse(&to.DNSMode, from.DNSMode)
+	orElse(&to.MTU, from.MTU)
+	orElse(&to.UpstreamProxy, from.UpstreamProxy)
+	prepend(&to.Allow, append(allow, from.Allow...))
+	prepend(&to.Deny, from.Deny)
+	prepend(&to.HostPorts, from.HostPorts)
+	prepend(&to.Publish, from.Publish)
+	prepend(&to.Resolve, from.Resolve)
+	prepend(&to.AddHosts, from.AddHosts)
+	prepend(&to.DNS, from.DNS)
+	prepend(&to.Splice, from.Splice)
+	prepend(&to.UpstreamCA, from.UpstreamCA)
+	prepend(&to.Hooks, from.Hooks)
+	prepend(&c.Secrets, d.Secrets)
+	prepend(&c.SecretIn, d.SecretIn)
+	return nil
+}
+
+func orElse[T comparable](to *T, from T) {
+	var zero T
+	if *to == zero {
+		*to = from
+	}
+}
+
+func prepend[T any](to *[]T, from []T) {
+	if len(from) > 0 {
+		*to = slices.Concat(from, *to)
+	}
+}
