@@ -363,8 +363,7 @@ func (s *Secret) UnmarshalText(text []byte) error {
 	spec, source, hasSource := strings.Cut(string(text), "=")
 	name, hosts, ok := strings.Cut(spec, "@")
 	if !ok {
-		// What stands there may be the value.
-		return fmt.Errorf("secret %q: want NAME@HOST[,HOST…]", name)
+		return errors.New("secret: want NAME@HOST[,HOST…]") // what stands there may be the value
 	}
 	*s = Secret{Name: name, Hosts: strings.Split(hosts, ",")}
 	if hasSource {

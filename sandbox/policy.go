@@ -13,11 +13,14 @@ import (
 // Presets are the names of rules that are ready for what agents most often need.
 func Presets() []string { return policy.Presets() }
 
+// maxPolicy bounds the files of rules in bytes.
+const maxPolicy = 1 << 20
+
 // ApplyPolicy adds what a file says (YAML, see docs/network.md; "" is none), and
 // what presets do, to a configuration. A key that there is not is an error.
 func ApplyPolicy(config *api.Config, path string, presets []string) error {
 	if path != "" {
-		text, err := hostfs.ReadLimited(path, policy.MaxDocument)
+		text, err := hostfs.ReadLimited(path, maxPolicy)
 		if err != nil {
 			return fmt.Errorf("policy: %w", err)
 		}
@@ -25,22 +28,26 @@ func ApplyPolicy(config *api.Config, path string, presets []string) error {
 		if err != nil {
 			return err
 		}
-		if err := document.Apply(config); err != nil {
+		if err := document.Merge(config); err != nil {
 			return err
 		}
 	}
 	for _, name := range presets {
 		network, err := policy.Preset(name)
 		if err != nil {
-			return withHint(err)
+			return err
 		}
 		config.AddNetwork(network)
 	}
 	return nil
 }
 
-// Explanation says what would become of a connection, and why.
-type Explanation = policy.Explanation
+// Explanation says what would become of a connection, and why; Verdict is of one
+// step of it.
+type (
+	Explanation = policy.Explanation
+	Verdict     = policy.Verdict
+)
 
 // Explain says what would become of a connection to a URL, or NAME:PORT, by a
 // configuration's rules. It resolves nothing and sends nothing.

@@ -122,6 +122,10 @@ func (s *Saved) Config() api.Config {
 	return c
 }
 
+// DropSecrets has what goes on from s begin without the values of secrets: requests
+// with their placeholders are refused until they are given again.
+func (s *Saved) DropSecrets() { s.values = nil }
+
 // Running tells whether the first command runs in it.
 func (s *Saved) Running() bool { return s.record.Main != nil }
 

@@ -56,7 +56,8 @@ func flagError(cmd *cobra.Command, err error) error {
 			cause = number.Err // without the name of strconv's function
 		}
 		name, value := invalid.GetFlag().Name, strconv.Quote(invalid.GetValue())
-		if text := cause.Error(); strings.HasPrefix(text, name+" ") || strings.Contains(text, value) {
+		secret := strings.HasPrefix(name, "secret") // its text may be one
+		if text := cause.Error(); secret || strings.HasPrefix(text, name+" ") || strings.Contains(text, value) {
 			err = fmt.Errorf("--%s: %w", name, cause)
 		} else {
 			err = fmt.Errorf("--%s %s: %w", name, value, cause)

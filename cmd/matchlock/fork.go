@@ -21,7 +21,7 @@ const maxForks = 256
 func (a *app) forkCommand() *cobra.Command {
 	n := 1
 	var name string
-	var remove, asJSON bool
+	var remove, noSecrets, asJSON bool
 	var labels []string
 	cmd := &cobra.Command{
 		Use:   "fork [FLAGS] SANDBOX",
@@ -37,7 +37,7 @@ any more. The ids are printed.`,
 		Args:              positional("SANDBOX"),
 		ValidArgsFunction: a.completeSandboxes(1, isAlive),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			copies, err := a.fork(cmd, args[0], n, order{Name: name, Remove: remove}, pairs(labels))
+			copies, err := a.fork(cmd, args[0], n, order{Name: name, Remove: remove}, pairs(labels), noSecrets)
 			for _, info := range copies {
 				err = errors.Join(err, printEither(cmd.OutOrStdout(), asJSON, info, info.ID))
 			}
@@ -54,6 +54,7 @@ any more. The ids are printed.`,
 	group(cmd, "The copies", func(fs *pflag.FlagSet) {
 		fs.StringVar(&name, "name", "", "`NAME` of the copy; of several NAME-1, NAME-2 … (default one that is made up)")
 		fs.BoolVar(&remove, "rm", false, "remove each when its first command ends")
+		fs.BoolVar(&noSecrets, "no-secrets", false, "leave out the values of secrets; requests with their placeholders are refused")
 		fs.StringArrayVarP(&labels, "label", "l", nil, "label them, `NAME=VALUE`, beside the labels of the sandbox")
 	})
 	jsonFlag(cmd.Flags(), &asJSON)
@@ -62,7 +63,7 @@ any more. The ids are printed.`,
 
 // fork saves a sandbox and has supervisors go on from that, one for each copy. It
 // returns those that came to run.
-func (a *app) fork(cmd *cobra.Command, ref string, n int, o order, labels map[string]string) ([]api.Info, error) {
+func (a *app) fork(cmd *cobra.Command, ref string, n int, o order, labels map[string]string, noSecrets bool) ([]api.Info, error) {
 	if o.Name != "" {
 		if err := state.CheckName(o.Name); err != nil {
 			return nil, err
@@ -78,6 +79,9 @@ func (a *app) fork(cmd *cobra.Command, ref string, n int, o order, labels map[st
 		return nil, err
 	}
 	defer saved.Close()
+	if noSecrets {
+		saved.DropSecrets()
+	}
 	o.Config = saved.Config()
 	o.Config.Labels = merged(o.Config.Labels, labels)
 	if err := o.goOnFrom(saved); err != nil {

@@ -65,7 +65,11 @@ func guestBinary() (guest *io.SectionReader, sum string) {
 	return io.NewSectionReader(file.(io.ReaderAt), 0, info.Size()), strings.TrimSpace(string(text))
 }
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	// Secrets are in memory, and a core dump is a file.
+	syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{})
+	os.Exit(run(os.Args[1:]))
+}
 
 // run does what the arguments say and returns the exit status.
 func run(args []string) int {

@@ -35,21 +35,21 @@ func (f *networkFlags) define(cmd *cobra.Command) {
 		fs.StringArrayVar(&f.presets, "preset", nil, "let it reach what `NAME` needs: "+strings.Join(sandbox.Presets(), ", "))
 		fs.StringVar(&f.file, "policy", "", "take rules, secrets and hooks from `FILE`, too")
 		fs.BoolVar(&n.None, "no-network", false, "give it no network at all")
-		list(fs, "publish", "lead a port of this host to the guest's, `[IP:]HOSTPORT:GUESTPORT[/udp]`", &n.Publish, fromText[api.Publish])
+		list(fs, "publish", "lead a port of this host to one of the guest, `[IP:]HOSTPORT:GUESTPORT[/udp]`", &n.Publish, fromText[api.Publish])
 		fs.Lookup("publish").Shorthand = "p"
 	})
 	group(cmd, "Names", func(fs *pflag.FlagSet) {
 		list(fs, "add-host", "add `NAME:IP` to the guest's hosts file", &n.AddHosts, api.ParseHost)
-		list(fs, "resolve", "`NAME:IP`, what a name is on this host's side", &n.Resolve, api.ParseHost)
+		list(fs, "resolve", "say what a name is on this host's side, `NAME:IP`", &n.Resolve, api.ParseHost)
 		fs.StringArrayVar(&f.ip, "dns", nil, "resolve names by asking the server at `IP` (default as this host does)")
 		fs.StringVar((*string)(&n.DNSMode), "dns-mode", "", "`MODE` of the addresses that the guest is told: synthetic or real (default synthetic)")
 		fs.IntVar(&n.MTU, "mtu", 0, "`BYTES` of a packet (default 1500)")
 	})
 	group(cmd, "Secrets and interception", func(fs *pflag.FlagSet) {
-		list(fs, "secret", "`NAME@HOST[,HOST…]`: requests to HOST may carry the value of this host's variable NAME", &f.secrets, parseSecret(""))
-		list(fs, "secret-file", "`NAME@HOST[,HOST…]=FILE`: the same, with the value from a file", &f.secrets, parseSecret(api.SecretFile))
-		list(fs, "secret-cmd", "`NAME@HOST[,HOST…]=COMMAND`: the same, with what a command prints", &f.secrets, parseSecret(api.SecretCommand))
-		list(fs, "secret-in", "`NAME=PLACE[,PLACE…]` where it may stand: header, query, path, body (default header)", &f.places, fromText[api.SecretPlaces])
+		list(fs, "secret", "let requests to HOST carry the value of this host's variable NAME, `NAME@HOST[,HOST…]`", &f.secrets, parseSecret(""))
+		list(fs, "secret-file", "the same with what is in a file, `NAME@HOST[,HOST…]=FILE`", &f.secrets, parseSecret(api.SecretFile))
+		list(fs, "secret-cmd", "the same with what a command prints, `NAME@HOST[,HOST…]=COMMAND`", &f.secrets, parseSecret(api.SecretCommand))
+		list(fs, "secret-in", "where it may stand, `NAME=PLACE[,PLACE…]`: header, query, path, body (default header)", &f.places, fromText[api.SecretPlaces])
 		fs.BoolVar(&n.Intercept, "intercept", false, "look into all TLS, not only where a secret or a hook needs it")
 		fs.StringArrayVar(&n.Splice, "splice", nil, "never look into TLS to `HOST`")
 		fs.StringArrayVar(&n.UpstreamCA, "upstream-ca", nil, "trust servers signed by the certificates in `FILE`, too")
@@ -74,7 +74,7 @@ func parseSecret(source api.SecretSource) func(string) (api.Secret, error) {
 			text = spec + "=" + string(source) + ":" + where
 		} else if spec, _, ok := strings.Cut(text, "="); ok {
 			name, _, _ := strings.Cut(spec, "@")
-			return s, fmt.Errorf("%q: a value on the command line would be seen by all; give NAME@HOST, and the value in the environment", name)
+			return s, fmt.Errorf("secret %q: a value on the command line would be seen by all; give NAME@HOST, and the value in the environment", name)
 		}
 		return s, s.UnmarshalText([]byte(text))
 	}
@@ -116,7 +116,9 @@ func (a *app) allowListCommand() *cobra.Command {
 		use, short, long string
 		do               func(*sandbox.Sandbox, context.Context, ...api.Rule) (sandbox.Rules, error)
 	}{
-		{"show", "Show the rules", "Show the rules that hold at present.", func(sb *sandbox.Sandbox, ctx context.Context, _ ...api.Rule) (sandbox.Rules, error) { return sb.Rules(ctx) }},
+		{"show", "Show the rules", "Show the rules that hold at present.", func(sb *sandbox.Sandbox, ctx context.Context, _ ...api.Rule) (sandbox.Rules, error) {
+			return sb.Rules(ctx)
+		}},
 		{"add", "Let it reach more", "Let the sandbox reach more, from now on and when it starts again.", (*sandbox.Sandbox).Allow},
 		{"delete", "Let it reach less", "Take rules away. Connections that no rule allows any more are cut; without a rule the\nsandbox is sealed.", (*sandbox.Sandbox).Forbid},
 	} {
@@ -395,7 +397,7 @@ and nothing is sent. The exit status is 1 when it would be refused.`,
 			if err != nil {
 				return err
 			}
-			if err := printEither(cmd.OutOrStdout(), asJSON, explanation, explanation.String()); err != nil {
+			if err := printEither(cmd.OutOrStdout(), asJSON, explanation, explanationText(explanation)); err != nil {
 				return err
 			}
 			if !explanation.Allow {
@@ -424,3 +426,53 @@ and nothing is sent. The exit status is 1 when it would be refused.`,
 	return cmd
 }
 
+// explanationText is an explanation in some lines.
+func explanationText(e sandbox.Explanation) string {
+	what := e.Name
+	if what == "" {
+		what = e.Address
+	}
+	verdict := "denied"
+	if e.Allow {
+		verdict = "allowed"
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s (%s)", net.JoinHostPort(what, strconv.Itoa(int(e.Port))), verdict, e.Protocol)
+	line := func(what string, v sandbox.Verdict) {
+		text := "allowed"
+		if !v.Allow {
+			text = "denied"
+		}
+		fmt.Fprintf(&b, "\n  %-10s %s", what, text)
+		if v.Rule != "" {
+			fmt.Fprintf(&b, " by rule %s", v.Rule)
+		}
+		if v.Reason != "" {
+			fmt.Fprintf(&b, ": %s", v.Reason)
+		}
+		if v.Hint != "" {
+			fmt.Fprintf(&b, "; would be allowed by %s", v.Hint)
+		}
+	}
+	if e.Resolved != nil {
+		line("name", *e.Resolved)
+	}
+	line("connection", e.Flow)
+	for _, d := range e.Dials {
+		line(d.Address, d.Verdict)
+	}
+	if e.Allow && e.Protocol != "udp" {
+		tls := "passes unchanged and unseen"
+		if e.Terminated {
+			tls = "is ended here, and looked into"
+		}
+		fmt.Fprintf(&b, "\n  TLS %s", tls)
+	}
+	if len(e.Secrets) > 0 {
+		fmt.Fprintf(&b, "\n  secrets that may be put in: %s", strings.Join(e.Secrets, ", "))
+	}
+	if len(e.Hooks) > 0 {
+		fmt.Fprintf(&b, "\n  hooks that are asked: %s", strings.Join(e.Hooks, ", "))
+	}
+	return b.String()
+}

@@ -30,7 +30,7 @@ func Replace(path string, write func(io.Writer) error) error {
 }
 
 // MaxRecord bounds the files that ReadRecord reads.
-const MaxRecord = 1 << 20
+const MaxRecord = 8 << 20
 
 // WriteRecord makes v, as JSON, what the file at path holds.
 func WriteRecord(path string, v any) error {
@@ -44,7 +44,7 @@ func WriteRecord(path string, v any) error {
 	})
 }
 
-// ReadRecord reads what WriteRecord wrote. When it fails, as it does for a file of more than a megabyte, v means nothing.
+// ReadRecord reads what WriteRecord wrote. When it fails, as it does for a file of more than MaxRecord bytes, v means nothing.
 func ReadRecord(path string, v any) error {
 	f, err := os.Open(path)
 	if err != nil {

@@ -43,45 +43,17 @@ func Parse(text []byte, name string) (Document, error) {
 // Merge adds a document to a configuration that flags have made: lists are joined, what only one of them says holds,
 // and where both say something the flags do.
 func (d *Document) Merge(c *api.Config) error {
-	from, to := &d.Network, &c.Network
-	var allow []api.Rule
+	var merged api.Config
 	for _, name := range d.Presets {
 		n, err := Preset(name)
 		if err != nil {
 			return err
 		}
-		allow = append(allow, n.Allow...)
+		merged.AddNetwork(n)
 	}
-	to.None = to.None || from.None
-	to.AllowPrivate = to.AllowPrivate || from.AllowPrivate
-	to.Intercept = to.Intercept || from.Intercept
-	orElse(&to.DNSMode, from.DNSMode)
-	orElse(&to.MTU, from.MTU)
-	orElse(&to.UpstreamProxy, from.UpstreamProxy)
-	prepend(&to.Allow, append(allow, from.Allow...))
-	prepend(&to.Deny, from.Deny)
-	prepend(&to.HostPorts, from.HostPorts)
-	prepend(&to.Publish, from.Publish)
-	prepend(&to.Resolve, from.Resolve)
-	prepend(&to.AddHosts, from.AddHosts)
-	prepend(&to.DNS, from.DNS)
-	prepend(&to.Splice, from.Splice)
-	prepend(&to.UpstreamCA, from.UpstreamCA)
-	prepend(&to.Hooks, from.Hooks)
-	prepend(&c.Secrets, d.Secrets)
-	prepend(&c.SecretIn, d.SecretIn)
+	merged.AddNetwork(d.Network)
+	merged.AddNetwork(c.Network)
+	c.Network = merged.Network
+	c.Secrets, c.SecretIn = slices.Concat(d.Secrets, c.Secrets), slices.Concat(d.SecretIn, c.SecretIn)
 	return nil
-}
-
-func orElse[T comparable](to *T, from T) {
-	var zero T
-	if *to == zero {
-		*to = from
-	}
-}
-
-func prepend[T any](to *[]T, from []T) {
-	if len(from) > 0 {
-		*to = slices.Concat(from, *to)
-	}
 }
