@@ -1,6 +1,9 @@
 package secret
 
-import "io"
+import (
+	"fmt"
+	"io"
+)
 
 const (
 	firstBuffer = 32 << 10 // bytes
@@ -12,7 +15,7 @@ const (
 // keeps is only what may be the beginning of a find.
 type reader struct {
 	src  io.ReadCloser
-	scan scanner
+	scan *scanner // by a pointer, which fmt does not follow from elsewhere: it holds values
 
 	pieces [][]byte // not handed on yet; they lie in the scanner's text
 	passed int      // bytes of the text that the pieces stand for
@@ -20,7 +23,7 @@ type reader struct {
 }
 
 func newReader(src io.ReadCloser, m func() *matcher, j judge) *reader {
-	return &reader{src: src, scan: scanner{matcher: m, judge: j}}
+	return &reader{src: src, scan: &scanner{matcher: m, judge: j}}
 }
 
 func (r *reader) Read(p []byte) (int, error) {
@@ -46,7 +49,7 @@ func (r *reader) Read(p []byte) (int, error) {
 
 // fill reads once from the source, which may bring pieces, an error, both or none.
 func (r *reader) fill() {
-	s := &r.scan
+	s := r.scan
 	s.drop(r.passed)
 	r.passed = 0
 	if room := cap(s.text) - len(s.text); room < leastRead {
@@ -74,6 +77,9 @@ func (r *reader) fill() {
 	}
 	r.pieces, r.passed = s.decided(r.pieces[:0])
 }
+
+// Format prints the type: fmt would print what the pointer leads to.
+func (r *reader) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "%T", r) }
 
 // Close closes the source. It may be called while another goroutine reads, if that of the source may.
 func (r *reader) Close() error { return r.src.Close() }

@@ -34,6 +34,10 @@ var escapeNames = map[string]string{
 	"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": `"`, "&apos;": "'",
 }
 
+// escapeBegins spares sequences that cannot be the beginning of an escape.
+var escapeBegins = regexp.MustCompile(`^(%[0-9a-fA-F]{0,2}|&#?|&#[0-9]{0,8};?|&#[xX][0-9a-fA-F]{0,8};?|&[a-z]{1,4};?|` +
+	`\\(|["'\\/t]|x[0-9a-fA-F]{0,2}|u[0-9a-fA-F]{0,4}|u[0-9a-fA-F]{4}\\(u[0-9a-fA-F]{0,4})?))?$`)
+
 const longestEscape = 12 // &#x00000041; and \ud834\udd1e
 
 // unescape returns what an escape may stand for.
@@ -89,12 +93,15 @@ func sequences(text string, depth, length int) []reading {
 	var found []reading
 	var extend func(reading)
 	extend = func(so reading) {
+		if !escapeBegins.MatchString(so.text) {
+			return
+		}
 		found = append(found, so)
 		if len(so.text) == length {
 			return
 		}
 		for _, r := range readings(text[so.n:], depth) {
-			if len(r.text) == 1 && r.text[0] < utf8.RuneSelf && (so.text != "" || strings.Contains(`%\&`, r.text)) {
+			if len(r.text) == 1 && r.text[0] < utf8.RuneSelf {
 				extend(reading{so.text + r.text, so.n + r.n})
 			}
 		}

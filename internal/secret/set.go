@@ -37,7 +37,6 @@ type bound struct {
 func NewSet(secrets []Secret) (*Set, error) {
 	s := &Set{secrets: slices.Clone(secrets)}
 	var bodies, names []pattern
-	state := &values{bound: make([]bound, len(secrets))}
 	for i, secret := range secrets {
 		switch {
 		case secret.Name == "":
@@ -55,18 +54,20 @@ func NewSet(secrets []Secret) (*Set, error) {
 				return nil, fmt.Errorf("secret %q: has the placeholder of %q", secret.Name, other.Name)
 			}
 		}
-		if err := s.check(secret.Value); err != nil {
-			return nil, fmt.Errorf("secret %q: %w", secret.Name, err)
-		}
-		state.bound[i].value = secret.Value
 		s.secrets[i].Value = Value{}
-
 		of := &sought{index: i}
 		bodies = append(bodies, forms([]byte(secret.Placeholder), of)...)
 		for _, p := range forms(bytes.ToLower([]byte(secret.Placeholder)), of)[:2] { // base64 does not survive there
 			p.fold = anyCase
 			names = append(names, p)
 		}
+	}
+	state := &values{bound: make([]bound, len(secrets))}
+	for i, secret := range secrets {
+		if err := s.check(secret.Value); err != nil {
+			return nil, fmt.Errorf("secret %q: %w", secret.Name, err)
+		}
+		state.bound[i].value = secret.Value
 	}
 	s.bodies, s.names = newMatcher(bodies), newMatcher(names)
 	s.state.Store(state)
