@@ -104,12 +104,13 @@ func (nothing) Read([]byte) (int, error) { return 0, nil }
 // However a host goes about it, no more is kept than the longest form of a value, or a read.
 func TestReaderKeepsLittle(t *testing.T) {
 	v := "sk-" + strings.Repeat("0123456789", 4)
-	set, _ := setOf(t, []string{v, strings.Repeat(`\`, 40), strings.Repeat("a", 40)})
+	set, _ := setOf(t, []string{v, strings.Repeat(`\\\\"`, 12), strings.Repeat("a", 40)})
 	for _, text := range []string{
-		v[:len(v)-1], "&#0000000", "&#00000115;&#x00006b;", strings.Repeat("&#00000115;", 30), "a", `\`, "%", "&", "%25", "%5c", `\u005c`, "&amp;#", `\ud834\`,
+		v[:len(v)-1], "&#0000000", "&#00000115;&#x00006b;", strings.Repeat("&#00000115;", 30), "a", `\`, `\\\\"`, `\\\\\"`, "%", "&", "%25", "%5c", `\u005c`, "&amp;#", `\ud834\`,
 		"&&#00000035;&#00000049;&#00000049;",
 	} {
-		text = strings.Repeat(text, 100_000/len(text))
+		begun := text
+		text = strings.Repeat(text, 20_000/len(text))
 		r := set.For("host").ResponseBody(io.NopCloser(iotest.HalfReader(strings.NewReader(text)))).(*reader)
 		buf := make([]byte, 100)
 		most := 0
@@ -120,8 +121,8 @@ func TestReaderKeepsLittle(t *testing.T) {
 				break
 			}
 		}
-		if most > 2*firstBuffer {
-			t.Errorf("%.30q…: kept %d bytes", text, most)
+		if most > firstBuffer {
+			t.Errorf("%q: kept %d bytes", begun, most)
 		}
 	}
 }

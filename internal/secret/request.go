@@ -17,14 +17,15 @@ import (
 // query and path it may stand percent-encoded, and the value is encoded for the place. What is put in is not looked at
 // again.
 func (s *Scope) Request(h http.Header, u *url.URL) error {
-	elsewhere := []string{u.Host, u.Opaque, u.EscapedFragment()}
-	if u.User != nil {
-		elsewhere = append(elsewhere, u.User.String())
-	}
-	for _, part := range elsewhere {
+	password, _ := u.User.Password()
+	for _, part := range []string{u.Host, u.Opaque, u.Fragment, u.User.Username(), password} {
 		if _, err := replace(s.set.bodies, s.judge("URL", 0, Places.never, nil), part); err != nil {
 			return err
 		}
+	}
+	// The path as it was sent may not be there any more: both that there are may have an escape more or less than it.
+	if _, err := replace(s.set.bodies, s.judge("path", 0, Places.never, nil), u.Path); err != nil {
+		return err
 	}
 	path := u.EscapedPath()
 	newPath, err := replace(s.set.bodies, s.judge("path", usedPercent, Places.path, escapePath), path)

@@ -148,10 +148,15 @@ func (s *scanner) whole(start, end int, p *pattern) error {
 
 func (s *scanner) find(start, end int, p *pattern, by used) error {
 	instead, ok, err := s.judge(p, by)
-	if ok && err == nil {
-		s.found = append(s.found, find{start, end, instead})
+	if !ok || err != nil {
+		return err
 	}
-	return err
+	if n := len(s.found); n > 0 && s.found[n-1].start == start && string(s.found[n-1].instead) == string(instead) {
+		s.found[n-1].end = max(s.found[n-1].end, end) // read in another way
+		return nil
+	}
+	s.found = append(s.found, find{start, end, instead})
+	return nil
 }
 
 // decided appends to pieces what can be passed on, and returns how much of the text that was, for drop. The pieces lie

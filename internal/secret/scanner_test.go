@@ -19,7 +19,7 @@ const oddValue = `sk/a+b"c\d&e%f <é>'𝄞`
 var awkward = [][]string{
 	{oddValue},
 	{"abcdefghijkl", "abcdefghijklmnop", "ghijklmnopqrst"},
-	{strings.Repeat(`\`, 12)},
+	{strings.Repeat(`\\\\x`, 3), `\\\\"\\\\/\\\\`},
 	{`\\u0041\\u0042\\u0043`, "%25%25%25%25", "&amp;&amp;&amp;"},
 	{"aaaaaaaaaaaaa", "abababababababa"},
 	{"\xc3\xa9\xc3\xa9\xff\xfe\x80ÿÿÿÿÿ"},

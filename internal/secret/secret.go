@@ -30,6 +30,7 @@
 package secret
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -57,7 +58,8 @@ type Value struct {
 }
 
 // NewValue makes a Value of a copy of b. It refuses what is too short or too long, and what cannot stand in a header:
-// control characters other than the tab, and a blank at either end. A newline that ends a file is for the caller to trim.
+// control characters other than the tab, and a blank at either end. It refuses 5 backslashes in a row too, which a host
+// could make us read in so many ways that nothing else goes on. A newline that ends a file is for the caller to trim.
 func NewValue(b []byte) (Value, error) {
 	switch {
 	case len(b) < MinValue:
@@ -69,6 +71,9 @@ func NewValue(b []byte) (Value, error) {
 		if c < ' ' && c != '\t' || c == 0x7f {
 			return Value{}, errors.New("value has a control character (a line break?), which cannot stand in a header")
 		}
+	}
+	if bytes.Contains(b, []byte(`\\\\\`)) {
+		return Value{}, errors.New("value has 5 backslashes in a row; they can be read in too many ways")
 	}
 	if blank(b[0]) || blank(b[len(b)-1]) {
 		return Value{}, errors.New("value begins or ends with a blank, which a header would lose")

@@ -28,6 +28,8 @@ func TestNewValue(t *testing.T) {
 		{"with\ra carriage return", false},
 		{"with\x00a NUL inside", false},
 		{"with\x1ban escape", false},
+		{`with \\\\ four backslashes`, true},
+		{`with \\\\\ five backslashes`, false},
 		{" with a blank before", false},
 		{"with a blank behind\t", false},
 	} {
