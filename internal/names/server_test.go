@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -113,7 +114,20 @@ func rules(t testing.TB, texts ...string) []api.Rule {
 type upstream struct {
 	addr  netip.AddrPort
 	asked chan string
+	mu    sync.Mutex
 	zone  map[string][]dnsmessage.ResourceBody // by "TypeA name."
+}
+
+func (u *upstream) has(question string, bodies ...dnsmessage.ResourceBody) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.zone[question] = append(u.zone[question], bodies...)
+}
+
+func (u *upstream) records(question string) []dnsmessage.ResourceBody {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.zone[question]
 }
 
 func newUpstream(t testing.TB) *upstream {
@@ -139,7 +153,7 @@ func newUpstream(t testing.TB) *upstream {
 			q := m.Questions[0]
 			u.asked <- q.Type.String() + " " + q.Name.String()
 			m.Response, m.RecursionAvailable, m.Additionals = true, true, nil
-			for _, body := range u.zone[q.Type.String()+" "+q.Name.String()] {
+			for _, body := range u.records(q.Type.String() + " " + q.Name.String()) {
 				m.Answers = append(m.Answers, dnsmessage.Resource{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 1}, Body: body})
 			}
 			if len(m.Answers) == 0 && strings.HasPrefix(q.Name.String(), "missing.") {
@@ -301,16 +315,15 @@ func TestMalformedQueries(t *testing.T) {
 
 func TestRecordsOfOthers(t *testing.T) {
 	s, h, up := server(t, &api.Network{Allow: rules(t, "*.example.com")})
-	for i := range 40 {
-		up.zone["TypeTXT t.example.com."] = append(up.zone["TypeTXT t.example.com."], &dnsmessage.TXTResource{TXT: []string{strings.Repeat("x", 20), string(rune('a' + i%26))}})
+	for i := range 20 {
+		up.has("TypeTXT t.example.com.", &dnsmessage.TXTResource{TXT: []string{strings.Repeat("x", 20), string(rune('a' + i))}})
 	}
-	up.zone["TypeTXT t.example.com."] = up.zone["TypeTXT t.example.com."][:16]
-	up.zone["TypeTXT long.example.com."] = []dnsmessage.ResourceBody{&dnsmessage.TXTResource{TXT: []string{strings.Repeat("y", 255), strings.Repeat("z", 255)}}}
-	up.zone["TypeMX m.example.com."] = []dnsmessage.ResourceBody{
+	up.has("TypeTXT long.example.com.", &dnsmessage.TXTResource{TXT: []string{strings.Repeat("y", 255), strings.Repeat("z", 255)}})
+	up.has("TypeMX m.example.com.",
 		&dnsmessage.MXResource{Pref: 10, MX: dnsmessage.MustNewName("mail.other.example.")},
 		&dnsmessage.MXResource{Pref: 20, MX: dnsmessage.MustNewName("127.0.0.1.")},
-	}
-	up.zone["TypeSRV _x._tcp.example.com."] = []dnsmessage.ResourceBody{&dnsmessage.SRVResource{Port: 5222, Target: dnsmessage.MustNewName("xmpp.example.com.")}}
+	)
+	up.has("TypeSRV _x._tcp.example.com.", &dnsmessage.SRVResource{Port: 5222, Target: dnsmessage.MustNewName("xmpp.example.com.")})
 	ask := func(name string, typ dnsmessage.Type, size int, tcp bool) dnsmessage.Message {
 		t.Helper()
 		q := query(t, name, typ, size)
@@ -360,9 +373,9 @@ func TestRealMode(t *testing.T) {
 		}
 		return bodies
 	}
-	up.zone["TypeA a.example."] = a("93.184.216.34", "127.0.0.1", "198.18.0.1", "0.0.0.0", "224.0.0.1", "192.168.100.1", "10.0.0.1")
-	up.zone["TypeA b.example."] = a("93.184.216.34")
-	up.zone["TypeA rebind.example."] = a("127.0.0.1")
+	up.has("TypeA a.example.", a("93.184.216.34", "127.0.0.1", "198.18.0.1", "0.0.0.0", "224.0.0.1", "192.168.100.1", "10.0.0.1")...)
+	up.has("TypeA b.example.", a("93.184.216.34")...)
+	up.has("TypeA rebind.example.", a("127.0.0.1")...)
 	for _, tt := range []struct{ name, want string }{
 		{"a.example.", "93.184.216.34 10.0.0.1"},
 		{"b.example.", "93.184.216.34"},

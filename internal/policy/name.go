@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 )
@@ -20,6 +21,7 @@ var (
 	errLength  = fmt.Errorf("a name has 1 to %d characters", maxName)
 	errLabel   = fmt.Errorf("between dots a name has 1 to %d characters", maxLabel)
 	errHyphen  = errors.New("a hyphen begins or ends a part")
+	errUTF8    = errors.New("not UTF-8")
 	errAddress = errors.New("an address, not a name")
 	errNumber  = errors.New("its last part is a number, which programs take for an address")
 )
@@ -44,6 +46,9 @@ func normalize(name string) (string, error) {
 	}
 	name = strings.TrimSuffix(lower(name), ".")
 	if !isASCII(name) || strings.HasPrefix(name, "xn--") || strings.Contains(name, ".xn--") {
+		if !utf8.ValidString(name) { // IDNA would take what is not for U+FFFD
+			return "", errUTF8
+		}
 		// A Profile holds no state, and making one is cheap beside using it.
 		profile := idna.New(idna.MapForLookup(), idna.BidiRule(), idna.CheckJoiners(true), idna.CheckHyphens(false),
 			idna.StrictDomainName(false), idna.Transitional(false))
