@@ -33,8 +33,16 @@ func (p *Policy) Name(name string) Verdict {
 			return Verdict{Allow: true, Rule: r.text}
 		}
 	}
+	// A rule about one port is not what stands between the guest and a name that no rule allows.
+	allowed := false
+	for range p.about(name) {
+		allowed = true
+		break
+	}
 	for r := range p.deny.named(name) {
-		return denied(r)
+		if allowed || r.first == 1 && r.last == 65535 {
+			return denied(r)
+		}
 	}
 	return Verdict{Reason: noRule, Hint: "--allow-host " + name}
 }
@@ -212,9 +220,6 @@ func (p *Policy) hostPort(f Flow) (api.HostPort, bool) {
 	}
 	return p.hostPorts[i], true
 }
-
-// HasHostPorts tells whether api.HostGateway leads anywhere.
-func (p *Policy) HasHostPorts() bool { return p != nil && len(p.hostPorts) > 0 }
 
 func hostPortText(h api.HostPort) string { return fmt.Sprintf("host-port %d:%d", h.Port, h.GuestPort) }
 

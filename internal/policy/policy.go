@@ -70,7 +70,7 @@ func (e *Fault) Unwrap() error { return e.Err }
 func (e *Fault) Hint() string { return e.Fix }
 
 // Compile makes the policy that c.Network and c.Secrets say. The error holds every fault, as errors.Join does; each that
-// has a way out is a *Fault.
+// has a way out is a *Fault. What c points to must not change afterwards.
 func Compile(c *api.Config) (*Policy, error) {
 	n := &c.Network
 	if n.None {
@@ -125,6 +125,10 @@ func addresses(mappings []api.HostIPMapping, fault func(error)) map[string][]net
 		name, err := Normalize(h.Host)
 		if err != nil {
 			fault(err)
+			continue
+		}
+		if name == api.HostGateway {
+			fault(&Fault{fmt.Errorf("host %q: it is where the host's own ports are", h.Host), "--host-port PORT"})
 			continue
 		}
 		addr, err := netip.ParseAddr(h.IP)
@@ -202,9 +206,20 @@ func (p *Policy) warn() {
 			p.warnings = append(p.warnings, fmt.Sprintf("rule %q opens the public addresses in it; private and other special ranges need a rule of their own", r.text))
 		}
 	}
+	opensUDP := false
 	for _, r := range p.allow.list {
 		if r.udp && r.first == 443 && r.last == 443 {
 			p.warnings = append(p.warnings, fmt.Sprintf("rule %q opens nothing: QUIC is refused, so that clients fall back to TCP", r.text))
+			continue
+		}
+		opensUDP = opensUDP || r.udp
+	}
+	for _, r := range p.allow.exact[api.HostGateway] {
+		p.warnings = append(p.warnings, fmt.Sprintf("rule %q opens nothing: ports of the host are opened by --host-port", r.text))
+	}
+	for _, r := range p.deny.list {
+		if opensUDP && !r.udp {
+			p.warnings = append(p.warnings, fmt.Sprintf("rule %q is about TCP, and other rules allow UDP: /udp denies that", r.text))
 		}
 	}
 	slices.Sort(p.warnings)

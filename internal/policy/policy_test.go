@@ -310,6 +310,8 @@ func TestCompileFaults(t *testing.T) {
 		{[]string{"secret T@api.example", "allow api.example/udp"}, []string{`no rule allows`}, "--allow-host api.example:443"},
 		{[]string{"secret T@api.example", "allow *", "deny api.example"}, []string{`no rule allows`}, "--allow-host api.example:443"},
 		{[]string{"secret T@*.example", "allow api.test"}, []string{`no rule allows *.example`}, "--allow-host *.example:443"},
+		{[]string{"add-host host.matchlock.internal:10.0.0.1"}, []string{`the host's own ports`}, "--host-port PORT"},
+		{[]string{"add-host db:198.18.0.9"}, []string{`198.18.0.9 is of the range`}, ""},
 		{[]string{"secret T@10.0.0.1", "allow *"}, []string{`an address`}, ""},
 		{[]string{"secret T@*.example", "allow *", "splice a.example"}, []string{`--splice a.example forbids`}, "leave out --splice a.example"},
 		{[]string{"hook a.example", "splice *.example"}, []string{`hook "h"`, `--splice *.example forbids`}, "leave out --splice *.example"},
@@ -340,6 +342,39 @@ func TestCompileFaults(t *testing.T) {
 	} {
 		if _, err := Compile(config(t, flags...)); err != nil {
 			t.Errorf("%q: %v", flags, err)
+		}
+	}
+}
+
+// A refused name says what would help: no rule, where one denies it, else the one that is missing.
+func TestNameHints(t *testing.T) {
+	for _, tt := range []struct {
+		flags      []string
+		rule, hint string
+	}{
+		{nil, "", "--allow-host a.example"},
+		{[]string{"deny *:25"}, "", "--allow-host a.example"},
+		{[]string{"deny a.example"}, "deny a.example", ""},
+		{[]string{"allow a.example:25", "deny *:25"}, "deny *:25", ""},
+	} {
+		if v := compile(t, tt.flags...).Name("a.example"); v.Allow || v.Rule != tt.rule || v.Hint != tt.hint {
+			t.Errorf("%q: %+v, want rule %q, hint %q", tt.flags, v, tt.rule, tt.hint)
+		}
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	for want, flags := range map[string][]string{
+		"":                               {"allow *", "deny a.example", "allow 10.0.0.0/8"},
+		"other rules allow UDP":          {"allow *:53/udp", "deny a.example", "deny a.example/udp"},
+		"QUIC is refused":                {"allow *:443/udp", "deny a.example"},
+		"opened by --host-port":          {"allow host.matchlock.internal:80"},
+		"need a rule of their own":       {"allow 0.0.0.0/0"},
+		"goes to every name below a.com": {"allow *", "secret T@*.a.com"},
+	} {
+		got := compile(t, flags...).Warnings()
+		if len(got) != min(len(want), 1) || !strings.Contains(strings.Join(got, ""), want) {
+			t.Errorf("%q: warnings %q, want %q", flags, got, want)
 		}
 	}
 }
