@@ -2,6 +2,7 @@ package intercept
 
 import (
 	"compress/gzip"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -16,7 +17,8 @@ const (
 	// RFC 8878, 3.1.1.1.2, asks for and RFC 7932 allows is no more.
 	maxWindow = 8 << 20
 
-	maxEncodings = 2 // one on top of the other
+	maxEncodings = 2        // one on top of the other
+	maxRest      = 64 << 10 // bytes behind the end of what is encoded
 )
 
 // known are the encodings that can be undone.
@@ -42,8 +44,13 @@ func acceptKnownEncodings(h http.Header) {
 	h["Accept-Encoding"] = []string{strings.Join(kept, ", ")}
 }
 
+// errEncoding says that a body cannot be looked into.
+var errEncoding = errors.New("encoding that cannot be looked into")
+
 // decoded undoes the encodings of a body, named in h, and has h say what it is now.
 // An encoding that it does not know is an error.
+//
+// It returns the body in any case.
 func decoded(h http.Header, body io.ReadCloser) (io.ReadCloser, error) {
 	var encodings []string
 	for _, list := range h["Content-Encoding"] {
@@ -54,34 +61,46 @@ func decoded(h http.Header, body io.ReadCloser) (io.ReadCloser, error) {
 		}
 	}
 	if len(encodings) > maxEncodings {
-		return nil, fmt.Errorf("%d encodings, one on top of the other", len(encodings))
+		return body, fmt.Errorf("%w: %d, one on top of the other", errEncoding, len(encodings))
 	}
 	r := io.Reader(body)
+	var outer *decoder
 	for i := len(encodings) - 1; i >= 0; i-- {
 		switch encodings[i] {
 		case "gzip", "x-gzip", "br", "zstd":
-			r = &decoder{encoding: encodings[i], from: r}
+			outer = &decoder{encoding: encodings[i], from: r}
+			r = outer
 		default:
-			return nil, fmt.Errorf("encoding %.40q cannot be looked into", encodings[i])
+			return body, fmt.Errorf("%w: %.40q", errEncoding, encodings[i])
 		}
 	}
 	h.Del("Content-Encoding")
-	if len(encodings) == 0 {
+	if outer == nil {
 		return body, nil
 	}
-	return &decodedBody{r, body}, nil
+	return &decodedBody{outer, body}, nil
 }
 
 // decodedBody reads what is decoded, and closes what it is decoded from.
 type decodedBody struct {
-	io.Reader
+	*decoder
 	from io.ReadCloser
 }
 
-func (b *decodedBody) Close() error {
-	if d, ok := b.Reader.(*decoder); ok {
-		d.stop()
+func (b *decodedBody) Read(p []byte) (int, error) {
+	n, err := b.decoder.Read(p)
+	if err == io.EOF {
+		// The encoding has an end of its own, before that of the body, which brings
+		// the trailers.
+		if _, err := io.CopyN(io.Discard, b.from, maxRest); err != io.EOF {
+			return n, fmt.Errorf("%s: more behind its end", b.encoding)
+		}
 	}
+	return n, err
+}
+
+func (b *decodedBody) Close() error {
+	b.stop()
 	return b.from.Close()
 }
 

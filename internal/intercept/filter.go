@@ -35,6 +35,7 @@ type filter struct {
 	done    error // after out
 	skipped bool  // a blank line before the request
 	scanned int   // bytes of in in which a head does not end
+	heads   int   // handed on
 
 	mu      sync.Mutex
 	fault   error // why the last request stands there
@@ -75,6 +76,8 @@ func (f *filter) upgradeState() upgradeState {
 	defer f.mu.Unlock()
 	return f.upgrade
 }
+
+var errEarly = errors.New("bytes behind a request for an upgrade, before its answer")
 
 // errNeed says that what is in does not suffice.
 var errNeed = errors.New("more is needed")
@@ -140,7 +143,7 @@ func (f *filter) body(p []byte) (int, error) {
 
 func (f *filter) step() error {
 	if f.upgradeState() == asked {
-		return errors.New("bytes behind a request for an upgrade, before its answer")
+		return errEarly
 	}
 	return f.state(f)
 }
@@ -282,6 +285,7 @@ func (f *filter) begin(minor byte, fields []field, size int) error {
 		return errors.New("Transfer-Encoding in HTTP/1.0")
 	}
 	f.pass(size)
+	f.heads++
 	f.skipped = false
 	switch {
 	case codings == 1:
@@ -403,12 +407,19 @@ func checkRequestLine(line []byte) (byte, error) {
 		return 0, fmt.Errorf("request line %.60q", line)
 	case !isToken(method):
 		return 0, fmt.Errorf("method %.40q", method)
-	case target == "" || strings.ContainsFunc(target, func(c rune) bool { return c <= ' ' || c == 0x7f || c == '#' }):
+	case !isTarget(target):
 		return 0, fmt.Errorf("request target %.60q", target)
-	case target[0] != '/' && target != "*" && !hasPrefixFold([]byte(target), "http://") && !hasPrefixFold([]byte(target), "https://"):
-		return 0, fmt.Errorf("request target %.60q", target) // of CONNECT too
 	}
 	return version[len(version)-1], nil
+}
+
+// isTarget reports that a request's target is a path, a URL, or the star of
+// OPTIONS, and ends nowhere before its end.
+func isTarget(s string) bool {
+	if s == "" || strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c == 0x7f || c == '#' }) {
+		return false
+	}
+	return s[0] == '/' || s == "*" || hasPrefixFold(s, "http://") || hasPrefixFold(s, "https://")
 }
 
 // isToken is RFC 9110, 5.6.2.

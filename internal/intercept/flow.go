@@ -46,7 +46,7 @@ type flow struct {
 
 	ctx    context.Context // its cause, once it is cut, is what the event says
 	cancel context.CancelCauseFunc
-	stop   func() bool
+	stop   func() // watching for the end of all flows
 
 	sent, received atomic.Int64 // bytes from the guest, and to it
 
@@ -57,6 +57,7 @@ type flow struct {
 	address   netip.AddrPort // dialled
 	protocol  string
 	inspected bool
+	judged    bool  // it has its name, if it has one
 	failure   error // the first
 	conns     map[aborter]struct{}
 	requests  sync.WaitGroup
@@ -78,7 +79,9 @@ func (f *flow) nameIt() error {
 	}
 	if len(names) == 0 {
 		v := p.Flow(f.policyFlow(""))
-		f.setRule(v.Rule)
+		f.mu.Lock()
+		f.rule, f.judged = v.Rule, v.Allow
+		f.mu.Unlock()
 		return refused(v)
 	}
 	var first error
@@ -93,7 +96,7 @@ func (f *flow) nameIt() error {
 		}
 		f.mu.Lock()
 		if f.names = append(f.names, name); len(f.names) == 1 {
-			f.name, f.rule = name, v.Rule
+			f.name, f.rule, f.judged = name, v.Rule, true
 		}
 		f.mu.Unlock()
 	}
@@ -107,9 +110,11 @@ func (f *flow) nameIt() error {
 func (f *flow) judgeAgain() error {
 	p := f.i.policy.Load()
 	f.mu.Lock()
-	name, address := f.name, f.address
+	name, address, judged := f.name, f.address, f.judged
 	f.mu.Unlock()
-	// A flow that has no name yet asks the rules that there are then.
+	if !judged {
+		return nil // once it has its name, dial asks again
+	}
 	v := p.Flow(f.policyFlow(name))
 	if v.Allow && address.IsValid() && !f.proxied() {
 		v = p.Dial(f.policyFlow(name), address.Addr())
@@ -121,12 +126,6 @@ func (f *flow) setName(name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.name = name
-}
-
-func (f *flow) setRule(rule string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.rule = rule
 }
 
 // is says what is spoken on the flow, and whether it is looked into.
@@ -172,6 +171,9 @@ func (f *flow) cut(why error) {
 	f.cancel(why)
 	f.abort()
 }
+
+// close is cut, for all flows.
+func (f *flow) close() { f.cut(errClosed) }
 
 // abort resets the connections that there are.
 func (f *flow) abort() {

@@ -259,13 +259,11 @@ func (x *exchange) askBefore(ctx context.Context, out *http.Request) error {
 }
 
 // askAfter asks the hooks about a response, from which secrets are taken out first.
-func (x *exchange) askAfter(ctx context.Context, resp *http.Response) error {
+func (x *exchange) askAfter(ctx context.Context, resp *http.Response) (err error) {
 	if x.opens {
-		body, err := decoded(resp.Header, resp.Body)
-		if err != nil {
+		if resp.Body, err = decoded(resp.Header, resp.Body); err != nil {
 			return err
 		}
-		resp.Body = body
 		changed(resp)
 		x.scope.ResponseHeader(resp.Header)
 		resp.Body = x.scope.ResponseBody(resp.Body)

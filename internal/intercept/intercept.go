@@ -181,7 +181,8 @@ func (i *Interceptor) begin(ctx context.Context, guest Flow, udp bool) *flow {
 	i.last++
 	f := &flow{i: i, id: i.last, began: time.Now(), udp: udp, destination: guest.Destination(), conns: make(map[aborter]struct{})}
 	f.ctx, f.cancel = context.WithCancelCause(ctx)
-	f.stop = context.AfterFunc(i.ctx, func() { f.cut(errClosed) })
+	ours, theirs := context.AfterFunc(i.ctx, f.close), context.AfterFunc(ctx, f.close)
+	f.stop = func() { ours(); theirs() }
 	i.flows[f] = struct{}{}
 	i.ended.Add(1)
 	return f

@@ -88,8 +88,12 @@ func (x *exchange) admit() error {
 	if x.r.Method == http.MethodConnect {
 		return &refusal{reason: "CONNECT: there is no proxy here", hint: "connect to the host itself"}
 	}
-	if x.r.URL.User != nil || x.r.URL.Scheme != "" && x.r.URL.Scheme != x.origin.scheme {
+	if !isTarget(x.r.RequestURI) || x.r.URL.User != nil || x.r.URL.Scheme != "" && x.r.URL.Scheme != x.origin.scheme {
 		return &malformed{refusal{reason: fmt.Sprintf("request target %.60q", x.r.RequestURI)}}
+	}
+	// net/http has taken it out of HTTP/1's headers.
+	if hosts := x.r.Header["Host"]; len(hosts) > 1 || len(hosts) == 1 && hosts[0] != x.r.Host {
+		return &malformed{refusal{reason: fmt.Sprintf("Host %.260q beside :authority %.260q", hosts, x.r.Host)}}
 	}
 	return x.checkHost()
 }
@@ -246,7 +250,7 @@ func (x *exchange) outgoing(ctx context.Context) (*http.Request, error) {
 		return nil, err
 	}
 	if err := x.scope.Request(out.Header, out.URL); err != nil {
-		return nil, err
+		return nil, x.cause(err)
 	}
 	if out.URL.EscapedPath() == before && strings.HasPrefix(raw, "/") && !strings.HasPrefix(raw, "//") {
 		// As the guest wrote it, not as package url would. This is no URL with a
@@ -355,12 +359,31 @@ func (x *exchange) cause(err error) error {
 	}
 	var leak *secret.Leak
 	if errors.As(err, &leak) {
-		return leak
+		return &refusal{reason: leak.Error(), hint: x.leakHint(leak)}
+	}
+	var no *refusal
+	if errors.As(err, &no) {
+		return err
 	}
 	if cause := context.Cause(x.flow.ctx); cause != nil {
 		return cause
 	}
+	var network *net.OpError
+	if x.scope.Any() && !errors.As(err, &network) && !isCertificate(err) && !errors.Is(err, errEncoding) {
+		// Such errors quote what the server has said, which may be a value.
+		return errors.New("the server's answer cannot be read")
+	}
 	return err
+}
+
+func (x *exchange) leakHint(leak *secret.Leak) string {
+	switch {
+	case leak.Why != "out of scope":
+		return ""
+	case x.origin.scheme != "https":
+		return "https://" + x.flow.host()
+	}
+	return "--secret " + leak.Secret + "@" + x.flow.host()
 }
 
 // respond answers the guest.
@@ -455,7 +478,6 @@ func (x *exchange) copyBody(body io.Reader, control *http.ResponseController) er
 func (x *exchange) explain(err error) {
 	status, rule, hint := http.StatusBadGateway, "", ""
 	var no *refusal
-	var leak *secret.Leak
 	var other *misdirected
 	var bad *malformed
 	switch {
@@ -466,7 +488,7 @@ func (x *exchange) explain(err error) {
 		if status = http.StatusForbidden; x.r.ProtoMajor == 2 {
 			status = http.StatusMisdirectedRequest
 		}
-	case errors.As(err, &no), errors.As(err, &leak):
+	case errors.As(err, &no):
 		status = http.StatusForbidden
 	}
 	if errors.As(err, &no) {

@@ -74,7 +74,7 @@ func classify(b []byte) kind {
 			return http1
 		case len(target) > 0 && strings.IndexByte("/*", target[0]) >= 0:
 			return http1
-		case hasPrefixFold(target, "http"):
+		case hasPrefixFold(string(target), "http"):
 			return http1
 		}
 	}
@@ -101,8 +101,8 @@ func cutBlank(b []byte) (before, after []byte, ok bool) {
 	return b[:i], b[i+1:], true
 }
 
-func hasPrefixFold(b []byte, prefix string) bool {
-	return len(b) >= len(prefix) && strings.EqualFold(string(b[:len(prefix)]), prefix)
+func hasPrefixFold(s, prefix string) bool {
+	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
 }
 
 var sshBanner = []byte("SSH-")

@@ -112,13 +112,13 @@ func (w *countedWriter) Write(p []byte) (int, error) {
 func (x *exchange) hijack() (net.Conn, error) {
 	x.filter.settle(upgraded)
 	x.status = http.StatusSwitchingProtocols
-	conn, _, err := http.NewResponseController(x.w).Hijack()
+	conn, buffered, err := http.NewResponseController(x.w).Hijack()
 	if err != nil {
 		return nil, err
 	}
-	if err := x.filter.Fault(); err != nil {
+	if x.filter.Fault() != nil || buffered.Reader.Buffered() > 0 {
 		conn.Close()
-		return nil, err
+		return nil, errEarly
 	}
 	return conn, nil
 }
@@ -174,8 +174,8 @@ func (x *exchange) relayMessages(ctx context.Context, out *http.Request) error {
 	}
 	defer guest.CloseNow()
 	guest.SetReadLimit(-1)
-	if err := x.filter.Fault(); err != nil {
-		return err
+	if x.filter.Fault() != nil {
+		return errEarly
 	}
 
 	ctx, cancel := context.WithCancel(ctx)
