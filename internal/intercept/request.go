@@ -203,11 +203,6 @@ func (x *exchange) run() error {
 	if err != nil {
 		return err
 	}
-	if out.Body != nil {
-		// The transport may read on after it has answered; net/http's body may not be
-		// read when the handler has returned.
-		defer out.Body.Close()
-	}
 	if websocket {
 		return x.webSocket(ctx, out)
 	}
@@ -237,7 +232,7 @@ func (x *exchange) outgoing(ctx context.Context) (*http.Request, error) {
 		out.Body = nil
 	}
 	if out.Body != nil {
-		out.Body = &countedBody{out.Body, &x.sent}
+		out.Body = &guestBody{Reader: out.Body, n: &x.sent}
 	}
 	if x.opens {
 		// What is looked into must come whole, and in an encoding that we know.
@@ -311,16 +306,26 @@ func (b *trailedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// countedBody counts what is read.
-type countedBody struct {
-	io.ReadCloser
-	n *atomic.Int64
+// guestBody is a request's body, counted. Close only ends its being read: that of
+// net/http would wait for what the guest has not sent, and may never.
+type guestBody struct {
+	io.Reader
+	n      *atomic.Int64
+	closed atomic.Bool
 }
 
-func (b *countedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
+func (b *guestBody) Read(p []byte) (int, error) {
+	if b.closed.Load() {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	n, err := b.Reader.Read(p)
 	b.n.Add(int64(n))
 	return n, err
+}
+
+func (b *guestBody) Close() error {
+	b.closed.Store(true)
+	return nil
 }
 
 // send sends the request, and passes on the interim responses before its response.
@@ -405,8 +410,11 @@ func (x *exchange) respond(ctx context.Context, resp *http.Response) error {
 		to.Add("Trailer", name)
 	}
 	control := http.NewResponseController(x.w)
-	// The guest may send its body while it gets the answer. HTTP/2 needs no leave.
-	_ = control.EnableFullDuplex()
+	// The guest may send its body while it gets the answer; HTTP/2 needs no leave. A
+	// guest that waits for "100 Continue" does not send it, and the connection ends.
+	if x.r.Header.Get("Expect") == "" || x.sent.Load() > 0 {
+		_ = control.EnableFullDuplex()
+	}
 	x.status = resp.StatusCode
 	x.w.WriteHeader(resp.StatusCode)
 	if resp.ContentLength < 0 || len(resp.Trailer) > 0 {

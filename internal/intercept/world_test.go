@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -244,7 +245,7 @@ func (w *world) webAt(address, name string, secure bool, handler http.HandlerFun
 	w.mu.Lock()
 	w.servers["tcp "+address] = l.Addr().String()
 	w.mu.Unlock()
-	s := &http.Server{Handler: handler, Protocols: new(http.Protocols)}
+	s := &http.Server{Handler: handler, Protocols: new(http.Protocols), DisableGeneralOptionsHandler: true}
 	s.Protocols.SetHTTP1(true)
 	s.Protocols.SetHTTP2(true)
 	s.Protocols.SetUnencryptedHTTP2(true)
@@ -455,3 +456,5 @@ func checkGoroutines(t *testing.T) {
 		t.Errorf("goroutines left:\n%s", strings.Join(ours, "\n\n"))
 	})
 }
+
+var quiet = log.New(io.Discard, "", 0)
