@@ -161,7 +161,10 @@ func DenialText(e api.Event) string {
 	if e.Port != 0 {
 		what = fmt.Sprintf("%s:%d", what, e.Port)
 	}
-	text := fmt.Sprintf("%s %s %s", e.Time.UTC().Format(time.RFC3339), e.Kind, what)
+	text := e.Time.UTC().Format(time.RFC3339) + " " + string(e.Kind)
+	if what != "" {
+		text += " " + what
+	}
 	if e.Method != "" {
 		text += " " + e.Method + " " + e.Path
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -136,6 +137,9 @@ func (o Options) Inspect(ctx context.Context, ref string) (Inspection, error) {
 	}
 	for name := range i.Config.Env {
 		i.Config.Env[name] = Redacted
+	}
+	if proxy, err := url.Parse(i.Config.Network.UpstreamProxy); err == nil {
+		i.Config.Network.UpstreamProxy = proxy.Redacted()
 	}
 	if e.Status.Alive() {
 		var d description

@@ -154,6 +154,9 @@ func (s *supervisor) openNetwork(ctx context.Context, again bool) (err error) {
 	for _, warning := range s.network.policy.Warnings() {
 		s.log.Warn(warning)
 	}
+	if s.config.Network.UpstreamProxy != "" {
+		s.log.Warn("connections go through a proxy, which resolves their names and judges the addresses")
+	}
 	s.unwind.push(func() error {
 		err := s.network.close()
 		if !s.goes() {

@@ -168,21 +168,47 @@ func (o Options) New(ctx context.Context, config api.Config) (*Sandbox, error) {
 			return nil, err
 		}
 	}
-	config = config.WithDefaults()
-	config.Disks = slices.Clone(config.Disks)
-	for i := range config.Disks {
-		// It may be started again in another folder.
-		path, err := filepath.Abs(config.Disks[i].File)
-		if err != nil {
-			return nil, err
-		}
-		config.Disks[i].File = path
+	config, err := withWholePaths(config.WithDefaults())
+	if err != nil {
+		return nil, err
 	}
 	s := newSupervisor(o, config)
 	if err := s.start(ctx, nil); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	return sandboxOf(s.id, s), nil
+}
+
+// withWholePaths has a configuration name files of the host from the root on: it may
+// be started again in another folder.
+func withWholePaths(c api.Config) (api.Config, error) {
+	c.Disks, c.Secrets = slices.Clone(c.Disks), slices.Clone(c.Secrets)
+	c.Network.UpstreamCA, c.Network.Hooks = slices.Clone(c.Network.UpstreamCA), slices.Clone(c.Network.Hooks)
+	var paths []*string
+	for i := range c.Disks {
+		paths = append(paths, &c.Disks[i].File)
+	}
+	for i := range c.Secrets {
+		if c.Secrets[i].Source == api.SecretFile {
+			paths = append(paths, &c.Secrets[i].Where)
+		}
+	}
+	for i := range c.Network.UpstreamCA {
+		paths = append(paths, &c.Network.UpstreamCA[i])
+	}
+	for i := range c.Network.Hooks {
+		if c.Network.Hooks[i].Socket != "" {
+			paths = append(paths, &c.Network.Hooks[i].Socket)
+		}
+	}
+	for _, path := range paths {
+		whole, err := filepath.Abs(*path)
+		if err != nil {
+			return c, err
+		}
+		*path = whole
+	}
+	return c, nil
 }
 
 // Start makes a sandbox run again that has ended and was kept: its disk, its

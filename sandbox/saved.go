@@ -203,6 +203,10 @@ func (o Options) Restore(ctx context.Context, s *Saved, config api.Config) (*San
 	if err := s.allows(&config); err != nil {
 		return nil, err
 	}
+	config, err := withWholePaths(config)
+	if err != nil {
+		return nil, err
+	}
 	if o.Accel == "" {
 		o.Accel = s.record.Accel
 	}

@@ -461,12 +461,14 @@ func explanationText(e sandbox.Explanation) string {
 	for _, d := range e.Dials {
 		line(d.Address, d.Verdict)
 	}
-	if e.Allow && e.Protocol != "udp" {
-		tls := "passes unchanged and unseen"
-		if e.Terminated {
-			tls = "is ended here, and looked into"
-		}
-		fmt.Fprintf(&b, "\n  TLS %s", tls)
+	switch {
+	case !e.Allow || e.Protocol == "udp":
+	case e.Protocol == "http":
+		b.WriteString("\n  each request is looked into")
+	case e.Terminated:
+		b.WriteString("\n  TLS is ended here, and each request looked into")
+	default:
+		b.WriteString("\n  TLS passes unchanged and unseen")
 	}
 	if len(e.Secrets) > 0 {
 		fmt.Fprintf(&b, "\n  secrets that may be put in: %s", strings.Join(e.Secrets, ", "))

@@ -39,6 +39,9 @@ func isIPv4(frame []byte) bool {
 	return header.Ethernet(frame).Type() == header.IPv4ProtocolNumber
 }
 
+// rarp is the protocol of RFC 903.
+const rarp = 0x8035
+
 // judge returns why a frame is dropped, or 0. answer, if there is one, is the
 // frame to be sent in return; nothing else is to be done then.
 func (g *gate) judge(frame []byte) (r Reason, answer []byte) {
@@ -58,6 +61,9 @@ func (g *gate) judge(frame []byte) (r Reason, answer []byte) {
 		return g.judgeARP(payload)
 	case header.IPv6ProtocolNumber:
 		return IPv6, nil
+	case rarp:
+		// QEMU tells switches where a guest is that it has just loaded. There are none.
+		return announcement, nil
 	case header.IPv4ProtocolNumber:
 		r := g.judgeIPv4(payload)
 		if r == 0 && !ours {

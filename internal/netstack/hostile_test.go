@@ -254,3 +254,20 @@ func FuzzFrame(f *testing.F) {
 		ends(t, s)
 	})
 }
+
+// TestAnnouncement has QEMU announce a guest, which is nothing to be told of.
+func TestAnnouncement(t *testing.T) {
+	notes := make(chan netstack.Note, 10)
+	s, guest := bare(t, netstack.Config{}, netstack.Handler{Note: func(n netstack.Note) { notes <- n }})
+	for _, kind := range []uint16{0x8035, 0x86dd} { // RARP, and IPv6, of which is told
+		if err := guest.SendFrame(ethernet(everybody, theGuest, kind, make([]byte, 46))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if note := <-notes; note.Reason != netstack.IPv6 {
+		t.Errorf("note %v, want one of IPv6 alone", note)
+	}
+	if dropped := s.Stats().Dropped; len(dropped) != 1 {
+		t.Errorf("dropped are %v, want IPv6 alone", dropped)
+	}
+}

@@ -22,7 +22,9 @@ const (
 	QueryLimit                       // Limits.Queries reached
 	reasons
 
-	closing // the stack closes: not counted
+	// Of these nothing is told.
+	closing      // the stack closes
+	announcement // QEMU's own, see judge
 )
 
 var reasonNames = [reasons]string{
@@ -69,7 +71,7 @@ type notes struct {
 func newNotes(tell func(Note)) *notes { return &notes{tell: tell, now: time.Now} }
 
 func (n *notes) count(r Reason) {
-	if r == closing {
+	if r > reasons {
 		return
 	}
 	n.mu.Lock()
