@@ -108,7 +108,7 @@ func (s *Scope) where(name string) string {
 
 // decodeBasic decodes credentials in either alphabet, padded or not: servers differ in what they take.
 func decodeBasic(s string) (string, bool) {
-	s = strings.TrimRight(strings.Trim(s, " \t"), "=")
+	s = strings.TrimRight(strings.TrimLeft(s, " \t"), "= \t")
 	decoded, err := base64.RawStdEncoding.DecodeString(strings.NewReplacer("-", "+", "_", "/").Replace(s))
 	return string(decoded), err == nil
 }

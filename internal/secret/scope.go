@@ -72,7 +72,7 @@ func (s *Scope) ResponseText(text string) string {
 
 // ResponseBody replaces values by their placeholders in a body, also those that secrets get while it is read. It gives
 // at once what has come, but for what may be the beginning of a value; at its end, or an error, that too. Its length
-// may change.
+// may change, so a format with lengths of its own inside (gRPC) does not survive a value in it.
 func (s *Scope) ResponseBody(body io.ReadCloser) io.ReadCloser {
 	if !s.Any() || body == http.NoBody {
 		return body
