@@ -63,6 +63,8 @@ type networkRecord struct {
 	// CA is of a copy, whose programs trust it already; never in a file that leaves
 	// this host.
 	CA []byte `json:"ca,omitempty"`
+	// Connections are those that programs in a copy take for theirs.
+	Connections []netstack.Connection `json:"connections,omitempty"`
 }
 
 // openNetwork makes ready all but the link: what can be wrong with rules and
@@ -182,6 +184,15 @@ func (s *supervisor) attachNetwork() error {
 	return s.publish()
 }
 
+// goOn tells a guest that was copied that its connections are not there any more.
+func (n *network) goOn(past *networkRecord) {
+	if len(past.Connections) == 0 {
+		return
+	}
+	n.stack.Reset(past.Connections)
+	n.events.add(api.Event{Kind: api.EventFlow, Verdict: api.Failed, Reason: fmt.Sprintf("%d connections of the sandbox that this one goes on from are cut", len(past.Connections))})
+}
+
 // nameHosts gives names to the addresses that the guest does not have from its
 // queries.
 func nameHosts(c *api.Network, table *names.Table) error {
@@ -251,9 +262,9 @@ func (n *network) close() error {
 	return err
 }
 
-// record is what outlives the run; withCA for a copy.
-func (n *network) record(withCA bool) (r networkRecord, err error) {
-	if r.Names, err = json.Marshal(n.names.Table); err == nil && withCA {
+// record is what outlives the run; with forCopy what goes on in a copy.
+func (n *network) record(forCopy bool) (r networkRecord, err error) {
+	if r.Names, err = json.Marshal(n.names.Table); err == nil && forCopy {
 		r.CA, err = n.ca.Marshal()
 	}
 	r.Placeholders = n.placeholders

@@ -17,6 +17,7 @@ import (
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/agent"
 	"github.com/matchlock/matchlock/internal/logs"
+	"github.com/matchlock/matchlock/internal/netstack"
 	"github.com/matchlock/matchlock/internal/secret"
 	"github.com/matchlock/matchlock/internal/state"
 	"github.com/matchlock/matchlock/vm"
@@ -283,12 +284,9 @@ func (s *supervisor) save(ctx context.Context) (*Saved, error) {
 		ID: record.ID, Name: record.Name, Taken: time.Now(), ImageDigest: record.ImageDigest, Accel: record.Accel,
 		Main: s.savedMain(),
 	}}
+	var before []netstack.Connection
 	if s.network != nil {
-		r, err := s.network.record(true)
-		if err != nil {
-			return nil, err
-		}
-		saved.record.Network, saved.values = &r, s.network.revealed()
+		before = s.network.stack.Connections()
 	}
 	s.mu.Lock()
 	saved.record.Config = s.config // the rules of now
@@ -302,7 +300,26 @@ func (s *supervisor) save(ctx context.Context) (*Saved, error) {
 		return nil, err
 	}
 	saved.record.Requires = saved.machine.Requires
+	if s.network != nil {
+		// The names, too, that the guest was told of until then.
+		r, err := s.network.record(true)
+		if err != nil {
+			return nil, errors.Join(err, saved.Close())
+		}
+		r.Connections = union(before, s.network.stack.Connections())
+		saved.record.Network, saved.values = &r, s.network.revealed()
+	}
 	return saved, nil
+}
+
+// union is what there was at either of two moments, and so all that there was
+// between them but for what came and went.
+func union(before, after []netstack.Connection) []netstack.Connection {
+	all := map[netstack.Connection]bool{}
+	for _, c := range slices.Concat(before, after) {
+		all[c] = true
+	}
+	return slices.Collect(maps.Keys(all))
 }
 
 func (s *supervisor) savedMain() *savedMain {

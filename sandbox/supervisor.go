@@ -246,6 +246,9 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 		if err := s.goOn(ctx); err != nil {
 			return err
 		}
+		if s.network != nil && s.origin.record.Network != nil {
+			s.network.goOn(s.origin.record.Network)
+		}
 	}
 	clock.lap("set-up")
 	return nil
