@@ -240,16 +240,16 @@ func (g *guest) Setup(s *agent.Setup) error {
 		}
 	}
 	params.Hostname = s.Hostname
-	g.params = params
 	if err := setClock(s.Time); err != nil {
 		return err
 	}
 	if err := addEntropy(g.random, s.Entropy); err != nil {
 		return err
 	}
-	if err := configureNetwork(params); err != nil {
+	if err := changeNetwork(g.params, params); err != nil {
 		return err
 	}
+	g.params = params
 	if err := g.identity.write(params, s); err != nil {
 		return err
 	}

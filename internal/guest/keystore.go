@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/sha1"
 	"encoding/binary"
+	"encoding/pem"
 	"errors"
 	"io"
 	"os"
@@ -27,7 +28,7 @@ const (
 
 var errNoKeystore = errors.New("neither a keystore in the form JKS, nor with the usual password")
 
-// addToKeystore adds a certificate to those that Java trusts. A keystore of another
+// addToKeystore adds a certificate, in PEM, to those that Java trusts. A keystore of another
 // kind is left as it is.
 func addToKeystore(path string, certificate []byte) error {
 	f, size, err := openBundle(path, os.O_RDWR)
@@ -39,7 +40,11 @@ func addToKeystore(path string, certificate []byte) error {
 	if err != nil {
 		return err
 	}
-	with, err := keystoreWith(content, certificate, time.Now())
+	block, _ := pem.Decode(certificate)
+	if block == nil {
+		return errors.New("CA: not a certificate")
+	}
+	with, err := keystoreWith(content, block.Bytes, time.Now())
 	if errors.Is(err, errNoKeystore) {
 		return nil
 	}

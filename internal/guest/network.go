@@ -17,8 +17,8 @@ import (
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
-// prepareNetwork brings up the loopback and, where the machine has a link, finds
-// eth0. Without one every destination is unreachable, said at once.
+// prepareNetwork brings up the loopback and, where the machine has a link, eth0.
+// Without one every destination is unreachable, said at once.
 func prepareNetwork(p wire.Params) error {
 	return withRTNetlink(func(rt *rtnetlink) error {
 		loopback, err := interfaceIndex("lo")
@@ -39,7 +39,10 @@ func prepareNetwork(p wire.Params) error {
 		}); err != nil {
 			return fmt.Errorf("eth0: %w", err)
 		}
-		return offerNoIPv6()
+		if err := offerNoIPv6(); err != nil {
+			return err
+		}
+		return rt.setUpLink(linkOf(p))
 	})
 }
 
@@ -55,9 +58,11 @@ func offerNoIPv6() error {
 	return nil
 }
 
-// configureNetwork gives eth0, where there is one, its address.
-func configureNetwork(p wire.Params) error {
-	if !hasLink(p) {
+// changeNetwork gives eth0 another address than it was prepared with. Mostly it is
+// the same, and nothing is left to do: the requests take a long time in a machine
+// that begins as a copy.
+func changeNetwork(prepared, p wire.Params) error {
+	if !hasLink(p) || linkOf(prepared) == linkOf(p) {
 		return nil
 	}
 	return withRTNetlink(func(rt *rtnetlink) error {
@@ -65,16 +70,34 @@ func configureNetwork(p wire.Params) error {
 		if err != nil {
 			return err
 		}
-		rt.setUp(eth0, uint32(p.MTU))
-		rt.addAddress(eth0, p.Address)
-		if p.Gateway.IsValid() {
-			rt.addDefaultRoute(eth0, p.Gateway)
-		}
-		return nil
+		rt.removeAddress(eth0, prepared.Address) // and with the last one all routes
+		return rt.setUpLink(linkOf(p))
 	})
 }
 
 func hasLink(p wire.Params) bool { return !p.NoNetwork && p.Address.IsValid() }
+
+// link is what eth0 is given.
+type link struct {
+	address netip.Prefix
+	gateway netip.Addr
+	mtu     int
+}
+
+func linkOf(p wire.Params) link { return link{p.Address, p.Gateway, p.MTU} }
+
+func (rt *rtnetlink) setUpLink(l link) error {
+	eth0, err := interfaceIndex("eth0")
+	if err != nil {
+		return err
+	}
+	rt.setUp(eth0, uint32(l.mtu))
+	rt.addAddress(eth0, l.address)
+	if l.gateway.IsValid() {
+		rt.addDefaultRoute(eth0, l.gateway)
+	}
+	return nil
+}
 
 // withRTNetlink calls use, and returns its error or the first of rtnetlink's.
 func withRTNetlink(use func(*rtnetlink) error) error {
@@ -117,10 +140,18 @@ func (rt *rtnetlink) setUp(index, mtu uint32) {
 }
 
 func (rt *rtnetlink) addAddress(index uint32, address netip.Prefix) {
+	rt.address("address", unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, index, address)
+}
+
+func (rt *rtnetlink) removeAddress(index uint32, address netip.Prefix) {
+	rt.address("address, removed", unix.RTM_DELADDR, 0, index, address)
+}
+
+func (rt *rtnetlink) address(what string, kind, flags uint16, index uint32, address netip.Prefix) {
 	header := asBytes(&unix.IfAddrmsg{Family: unix.AF_INET, Prefixlen: uint8(address.Bits()), Index: index})
 	attrs := attribute(nil, unix.IFA_LOCAL, address.Addr().AsSlice())
 	attrs = attribute(attrs, unix.IFA_ADDRESS, address.Addr().AsSlice())
-	rt.request("address", unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, header, attrs)
+	rt.request(what, kind, flags, header, attrs)
 }
 
 func (rt *rtnetlink) addDefaultRoute(index uint32, gateway netip.Addr) {

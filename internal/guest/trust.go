@@ -4,7 +4,6 @@ package guest
 
 import (
 	"bytes"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -19,16 +18,20 @@ import (
 // trust is the places at which programs look for whom to trust. Into each goes the
 // certificate of the host's CA. Room for it is made while the machine is prepared,
 // for to copy a bundle into the writable layer takes long; the certificate itself,
-// another one in each sandbox, is then written over blanks.
+// another one in each sandbox, then takes the place of blanks.
 type trust struct {
-	rooms []room
-	env   map[string]string // for programs that look nowhere by themselves
+	rooms     []room
+	keystores []string          // that the image has
+	env       map[string]string // for programs that look nowhere by themselves
 }
 
-// room is where in a file the certificate goes.
+// room is where in a file the certificate goes. The file is mapped, and its pages
+// are dirty, until there is one: it is then but copied, while the first write to
+// a disk is a long way through the kernel.
 type room struct {
-	path   string
-	offset int64
+	path    string
+	mapping []byte // whole pages
+	content []byte // of them what is the room
 }
 
 // Bundles of trusted certificates, as the distributions have them. The first one
@@ -49,10 +52,13 @@ const (
 	// hashed is where OpenSSL finds the CA by its name alone: the hash is that of
 	// intercept.CAName.
 	hashed = "/etc/ssl/certs/c185044c.0"
-
-	keystoreDebian = "/etc/ssl/certs/java/cacerts"
-	keystoreFedora = "/etc/pki/ca-trust/extracted/java/cacerts"
 )
+
+// keystores are Java's.
+var keystores = []string{
+	"/etc/ssl/certs/java/cacerts",              // Debian
+	"/etc/pki/ca-trust/extracted/java/cacerts", // Fedora
+}
 
 const (
 	roomMark  = "# The CA of this sandbox's network.\n"
@@ -106,6 +112,11 @@ func prepareTrust(roots []byte) (*trust, error) {
 	if err := t.makeRoom(hashed, nil); err != nil {
 		return nil, err
 	}
+	for _, path := range keystores {
+		if _, err := os.Stat(path); err == nil {
+			t.keystores = append(t.keystores, path)
+		}
+	}
 	t.env = map[string]string{
 		"SSL_CERT_FILE":       bundle, // OpenSSL, Go
 		"REQUESTS_CA_BUNDLE":  bundle, // Python's requests, pip
@@ -146,8 +157,7 @@ func (t *trust) makeRoom(path string, content []byte) error {
 	}
 	// A sandbox that starts again has a room already.
 	if at := bytes.Index(content, []byte(roomMark)); at >= 0 && len(content)-at >= roomBytes {
-		t.rooms = append(t.rooms, room{path, int64(at)})
-		return nil
+		return t.mapRoom(f, path, int64(at))
 	}
 	blank := blankRoom()
 	if size > 0 && content[size-1] != '\n' {
@@ -156,7 +166,19 @@ func (t *trust) makeRoom(path string, content []byte) error {
 	if _, err := f.WriteAt(blank, size); err != nil {
 		return err
 	}
-	t.rooms = append(t.rooms, room{path, size + int64(len(blank)-roomBytes)})
+	return t.mapRoom(f, path, size+int64(len(blank)-roomBytes))
+}
+
+// mapRoom maps the room at an offset in a file, and empties it.
+func (t *trust) mapRoom(f *os.File, path string, offset int64) error {
+	from := offset &^ int64(os.Getpagesize()-1)
+	mapping, err := unix.Mmap(int(f.Fd()), from, int(offset-from)+roomBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("trusted certificates: map %s: %w", path, err)
+	}
+	r := room{path, mapping, mapping[offset-from:]}
+	copy(r.content, blankRoom())
+	t.rooms = append(t.rooms, r)
 	return nil
 }
 
@@ -183,36 +205,46 @@ func openBundle(path string, flags int) (*os.File, int64, error) {
 // install has the guest trust a certificate. A copy, whose user code may have put
 // other files there, may be given another one than it had.
 func (t *trust) install(certificate []byte, isCopy bool) error {
-	block, rest := pem.Decode(certificate)
-	if block == nil || len(bytes.TrimSpace(rest)) > 0 || len(roomMark)+len(certificate) > roomBytes {
+	// To decode it would take longer than all else here.
+	if !bytes.HasPrefix(certificate, []byte(pemBegin)) || bytes.Index(certificate, []byte(pemEnd)) != len(certificate)-len(pemEnd) ||
+		len(roomMark)+len(certificate) > roomBytes {
 		return errors.New("CA: not a certificate that there is room for")
 	}
-	content := filledRoom(certificate)
-	for _, r := range t.rooms {
-		if isCopy {
-			// What is gone, or not what it was, is not missed by anybody.
-			if fill(r.path, content) != nil {
-				continue
-			}
-		} else if err := writeAt(r.path, content, r.offset); err != nil {
-			return fmt.Errorf("trusted certificates: %w", err)
-		}
+	if isCopy {
+		return t.replace(certificate)
 	}
-	for _, path := range []string{keystoreDebian, keystoreFedora} {
-		if err := addToKeystore(path, block.Bytes); err != nil && !errors.Is(err, fs.ErrNotExist) && !isCopy {
+	for i, r := range t.rooms {
+		copy(r.content[len(roomMark):], certificate)
+		// What is mapped for writing could not be made read-only.
+		if err := unix.Munmap(r.mapping); err != nil {
+			return fmt.Errorf("trusted certificates: unmap %s: %w", r.path, err)
+		}
+		t.rooms[i] = room{path: r.path}
+	}
+	for _, path := range t.keystores {
+		if err := addToKeystore(path, certificate); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 	}
 	return nil
 }
 
-func writeAt(path string, content []byte, offset int64) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
+const (
+	pemBegin = "-----BEGIN CERTIFICATE-----\n"
+	pemEnd   = "-----END CERTIFICATE-----\n"
+)
+
+// replace puts the certificate in the place of another one. What is gone, or not
+// what it was, is not missed by anybody.
+func (t *trust) replace(certificate []byte) error {
+	content := filledRoom(certificate)
+	for _, r := range t.rooms {
+		fill(r.path, content)
 	}
-	_, err = f.WriteAt(content, offset)
-	return errors.Join(err, f.Close())
+	for _, path := range keystores {
+		addToKeystore(path, certificate)
+	}
+	return nil
 }
 
 // fill writes the content of a room wherever in the file it is.
