@@ -103,7 +103,9 @@ func (h *hypervisor) invocation(ch channels) *invocation {
 		c.blockDevice(&h.disks[i])
 	}
 	if ch.link != nil {
-		device := "virtio-net-device,netdev=net0,mac=" + GuestMAC().String()
+		// A copy need not announce itself on a link of its own: for that the guest would
+		// be interrupted when it begins.
+		device := "virtio-net-device,netdev=net0,guest_announce=off,mac=" + GuestMAC().String()
 		if h.config.MTU != 1500 {
 			device += fmt.Sprintf(",host_mtu=%d", h.config.MTU)
 		}
