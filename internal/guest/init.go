@@ -331,6 +331,11 @@ func (g *guest) Boot(b *api.BootData) error {
 	if err := mountTmpfs(b.Tmpfs, b.ShmSize); err != nil {
 		return err
 	}
+	if b.ReadOnlyRoot || g.params.Privileged { // which can make it so itself
+		if err := g.trust.release(); err != nil {
+			return err
+		}
+	}
 	if b.ReadOnlyRoot {
 		if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
 			return fmt.Errorf("read-only root: %w", err)
@@ -403,6 +408,7 @@ func (g *guest) Reset(epoch uint64) error {
 
 // PowerOff implements agent.ControlHandler. Nothing is left to answer with.
 func (g *guest) PowerOff() error {
+	g.trust.release() // if it cannot be done, the next boot has a journal to replay
 	unix.Sync()
 	unmountDisks(g.params.Disks)
 	unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "")

@@ -26,11 +26,11 @@ type trust struct {
 }
 
 // room is where in a file the certificate goes. The file is mapped, and its pages
-// are dirty, until there is one: it is then but copied, while the first write to
-// a disk is a long way through the kernel.
+// are dirty: it is but copied there, while the first write to a disk is a long way
+// through the kernel.
 type room struct {
 	path    string
-	mapping []byte // whole pages
+	mapping []byte // whole pages; nil after release
 	content []byte // of them what is the room
 }
 
@@ -213,18 +213,32 @@ func (t *trust) install(certificate []byte, isCopy bool) error {
 	if isCopy {
 		return t.replace(certificate)
 	}
-	for i, r := range t.rooms {
+	for _, r := range t.rooms {
 		copy(r.content[len(roomMark):], certificate)
-		// What is mapped for writing could not be made read-only.
-		if err := unix.Munmap(r.mapping); err != nil {
-			return fmt.Errorf("trusted certificates: unmap %s: %w", r.path, err)
-		}
-		t.rooms[i] = room{path: r.path}
 	}
 	for _, path := range t.keystores {
 		if err := addToKeystore(path, certificate); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
+	}
+	return nil
+}
+
+// release unmaps the rooms. A file system of which a file is mapped for writing
+// cannot be made read-only; but to unmap one takes a while as well, so that it is
+// done only where that may come.
+func (t *trust) release() error {
+	if t == nil {
+		return nil
+	}
+	for i, r := range t.rooms {
+		if r.mapping == nil {
+			continue
+		}
+		if err := unix.Munmap(r.mapping); err != nil {
+			return fmt.Errorf("trusted certificates: unmap %s: %w", r.path, err)
+		}
+		t.rooms[i] = room{path: r.path}
 	}
 	return nil
 }

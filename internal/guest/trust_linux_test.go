@@ -34,6 +34,9 @@ func TestRooms(t *testing.T) {
 			if err := tr.install([]byte(strings.Replace(certificate, "AAAA", der, 1)), false); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
+			if err := errors.Join(tr.release(), tr.release()); err != nil || tr.rooms[0].mapping != nil {
+				t.Fatalf("%s: unmapped twice: %v", name, err)
+			}
 		}
 		got, err := os.ReadFile(path)
 		if err != nil {
