@@ -84,14 +84,9 @@ func (f *flow) nameIt() error {
 		f.mu.Unlock()
 		return refused(v)
 	}
-	var first error
 	for _, name := range names {
 		v := p.Flow(f.policyFlow(name))
 		if !v.Allow {
-			if first == nil {
-				first = refused(v)
-				f.setName(name)
-			}
 			continue
 		}
 		f.mu.Lock()
@@ -100,10 +95,13 @@ func (f *flow) nameIt() error {
 		}
 		f.mu.Unlock()
 	}
-	if len(f.names) == 0 {
-		return first
+	if len(f.names) > 0 {
+		return nil
 	}
-	return nil
+	f.mu.Lock()
+	f.name = names[0]
+	f.mu.Unlock()
+	return refused(p.Flow(f.policyFlow(names[0])))
 }
 
 // judgeAgain judges the flow as it is now by the rules as they are now.
@@ -120,12 +118,6 @@ func (f *flow) judgeAgain() error {
 		v = p.Dial(f.policyFlow(name), address.Addr())
 	}
 	return refused(v)
-}
-
-func (f *flow) setName(name string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.name = name
 }
 
 // is says what is spoken on the flow, and whether it is looked into.

@@ -215,10 +215,14 @@ func (i *Interceptor) Flows() int {
 // Close cuts all flows and waits for their end. Flows that come later are refused.
 func (i *Interceptor) Close() error {
 	i.mu.Lock()
+	again := i.closed
 	i.closed = true
 	i.mu.Unlock()
 	i.cancel()
 	i.ended.Wait()
+	if again {
+		return nil
+	}
 	i.h1.close()
 	i.h2.close()
 	return nil

@@ -190,7 +190,13 @@ var past = time.Unix(1, 0)
 // look says what the guest's first bytes are, or how many are needed to tell.
 func (f *flow) look(b []byte) (k kind, hello *clientHello, need int, err error) {
 	k = classify(b)
-	if k == isTLS {
+	port := f.destination.Port()
+	switch {
+	case k == unclear:
+	case port == 80 && k != http1 && k != http2,
+		port == 443 && k != isTLS && !(k == raw && bytes.HasPrefix(b, sshBanner)):
+		return k, nil, 0, f.wrongPort()
+	case k == isTLS:
 		hello, err = parseClientHello(b)
 		var m more
 		if errors.As(err, &m) {
@@ -199,13 +205,6 @@ func (f *flow) look(b []byte) (k kind, hello *clientHello, need int, err error) 
 		if err != nil {
 			return k, nil, 0, &refusal{reason: err.Error()}
 		}
-	}
-	port := f.destination.Port()
-	switch {
-	case k == unclear:
-	case port == 80 && k != http1 && k != http2,
-		port == 443 && k != isTLS && !(k == raw && bytes.HasPrefix(b, sshBanner)):
-		return k, nil, 0, f.wrongPort()
 	}
 	return k, hello, 0, nil
 }
