@@ -12,6 +12,15 @@ import (
 type Scope struct {
 	set *Set
 	in  string // a byte for each secret, 1 if it is in scope
+	put func(name string)
+}
+
+// Noting returns the same scope, which calls put with the name of each secret whose value it puts in, by the goroutines
+// that use it.
+func (s *Scope) Noting(put func(name string)) *Scope {
+	noting := *s
+	noting.put = put
+	return &noting
 }
 
 // Any reports whether a secret is in scope, bound or not: then responses must pass through the Scope.
@@ -47,6 +56,9 @@ func (s *Scope) judge(where string, by used, open func(Places) bool, encode func
 		}
 		if !p.plain || found&^by != 0 || !open(secret.Places) {
 			return nil, false, nil // to this host it is only a text that it cannot use
+		}
+		if s.put != nil {
+			s.put(secret.Name)
 		}
 		return encode(b.value.bytes()), true, nil
 	}

@@ -143,13 +143,13 @@ func (s *Set) For(host string) *Scope {
 			in[i] = 1
 		}
 	}
-	return &Scope{s, string(in)}
+	return &Scope{set: s, in: string(in)}
 }
 
 // Outside returns a scope with no secret in it, in which every placeholder is a leak: for plain HTTP, and for flows
 // without a name.
 func (s *Set) Outside() *Scope {
-	return &Scope{s, string(make([]byte, len(s.secrets)))}
+	return &Scope{set: s, in: string(make([]byte, len(s.secrets)))}
 }
 
 // redactor returns the matcher for all values that secrets in the scope have had.
