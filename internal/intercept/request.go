@@ -10,6 +10,7 @@ import (
 	"net/http/httptrace"
 	"net/netip"
 	"net/textproto"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -36,6 +37,18 @@ type exchange struct {
 	sent, received atomic.Int64 // of bodies
 	status         int          // sent to the guest; 0: none
 	event          event
+
+	mu      sync.Mutex
+	secrets []string // put in
+}
+
+// put notes that a secret was put in.
+func (x *exchange) put(name string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !slices.Contains(x.secrets, name) {
+		x.secrets = append(x.secrets, name)
+	}
 }
 
 // serveRequest is the handler of all sessions.
@@ -52,6 +65,9 @@ func (i *Interceptor) serveRequest(w http.ResponseWriter, r *http.Request) {
 	defer func() {
 		x.event.Millis = millis(time.Since(x.began))
 		x.event.Sent, x.event.Received, x.event.Status = x.sent.Load(), x.received.Load(), x.status
+		x.mu.Lock()
+		x.event.Secrets = slices.Clone(x.secrets)
+		x.mu.Unlock()
 		x.event.judge(err)
 		i.Event(x.event.Event)
 		if aborted {
@@ -184,7 +200,7 @@ func (x *exchange) run() error {
 	host := f.host()
 	x.scope = f.i.Secrets.Outside()
 	if x.origin.scheme == "https" && f.named() && x.origin.err == nil {
-		x.scope = f.i.Secrets.For(host)
+		x.scope = f.i.Secrets.For(host).Noting(x.put)
 	}
 	ctx, cancel := context.WithCancelCause(x.r.Context())
 	defer cancel(nil)

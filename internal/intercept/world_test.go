@@ -458,3 +458,17 @@ func checkGoroutines(t *testing.T) {
 }
 
 var quiet = log.New(io.Discard, "", 0)
+
+// listenTLS has a server that speaks what it likes within TLS.
+func (w *world) listenTLS(address, name string, serve func(*bufio.Reader, io.Writer)) {
+	w.Helper()
+	cert, err := w.roots.leaf(name)
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.listen(address, func(c net.Conn) {
+		secured := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{*cert}})
+		serve(bufio.NewReader(secured), secured)
+		secured.Close()
+	})
+}
