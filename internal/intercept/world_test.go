@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -435,6 +436,8 @@ func say(t *testing.T, c net.Conn, text string) (*http.Response, string) {
 	return resp, string(b)
 }
 
+var ourFiles = regexp.MustCompile(`internal/intercept/[a-z]+\.go:`) // no tests
+
 // checkGoroutines fails a test that leaves goroutines of ours behind.
 func checkGoroutines(t *testing.T) {
 	t.Helper()
@@ -444,7 +447,7 @@ func checkGoroutines(t *testing.T) {
 			ours = nil
 			b := make([]byte, 1<<20)
 			for _, g := range strings.Split(string(b[:runtime.Stack(b, true)]), "\n\n") {
-				if strings.Contains(g, "internal/intercept.") && !strings.Contains(g, "checkGoroutines") && !strings.Contains(g, "testing.tRunner") {
+				if ourFiles.MatchString(g) {
 					ours = append(ours, g)
 				}
 			}
