@@ -220,6 +220,15 @@ func (r *Rule) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// ParseRules reads rules, each as UnmarshalText does, and reports every fault.
+func ParseRules(texts ...string) ([]Rule, error) {
+	rules, errs := make([]Rule, len(texts)), make([]error, len(texts))
+	for i, text := range texts {
+		errs[i] = rules[i].UnmarshalText([]byte(text))
+	}
+	return rules, errors.Join(errs...)
+}
+
 // check tells whether the target can be one. Names are normalised, and checked
 // further, by package policy.
 func (r *Rule) check() error {

@@ -191,11 +191,12 @@ type EventQuery struct {
 	Follow bool
 }
 
-// Events yields what happens on the network of the sandbox from now on.
+// Events yields what happened on the network of the sandbox since it was made, and what
+// happens until it ends.
 func (s *Sandbox) Events(ctx context.Context) iter.Seq2[api.Event, error] {
 	return func(yield func(api.Event, error) bool) {
 		stopped := errors.New("no more events are wanted")
-		err := s.keeper.maker().Events(ctx, s.id, EventQuery{Follow: true, Since: time.Now()}, func(e api.Event) error {
+		err := s.keeper.maker().Events(ctx, s.id, EventQuery{Follow: true}, func(e api.Event) error {
 			if !yield(e, nil) {
 				return stopped
 			}

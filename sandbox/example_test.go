@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"log"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -352,4 +354,52 @@ func ExampleOptions_Restore() {
 	fmt.Printf("%s", out)
 	// Output:
 	// hello, prepared
+}
+
+// A sandbox reaches what it is given, which may change while it runs, and what it
+// tries is told.
+func ExampleSandbox_Policy() {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "hello", r.Host) }))
+	defer server.Close()
+	address := netip.MustParseAddrPort(server.Listener.Addr().String())
+
+	ctx := context.Background()
+	config := api.Config{Image: "busybox"}
+	config.Network.Resolve = []api.HostIPMapping{{Host: "api.test", IP: "127.0.0.1"}} // only for this example
+	sb, err := sandbox.New(ctx, config)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sb.Close()
+	get := func() {
+		url := fmt.Sprintf("http://api.test:%d/", address.Port())
+		if out, err := sb.Command(ctx, "wget", "-qO-", url).Output(); err == nil {
+			fmt.Println(strings.ReplaceAll(string(out), fmt.Sprint(address.Port()), "PORT"))
+		}
+	}
+	get()
+	rules, err := api.ParseRules(fmt.Sprintf("api.test:%d", address.Port()))
+	if err != nil {
+		log.Fatal(err)
+	}
+	if _, err := sb.Policy().Allow(ctx, rules...); err != nil {
+		log.Fatal(err)
+	}
+	get()
+
+	for e, err := range sb.Events(ctx) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(e.Kind, e.Name, e.Verdict)
+		if e.Kind == api.EventRequest {
+			break
+		}
+	}
+	// Output:
+	// hello api.test:PORT
+	//
+	// name api.test denied
+	// name api.test allowed
+	// request api.test allowed
 }

@@ -312,34 +312,39 @@ type Rules struct {
 	Deny  []api.Rule `json:"deny"`
 }
 
-// Rules tells what rules hold at present.
-func (s *Sandbox) Rules(ctx context.Context) (Rules, error) {
-	return s.keeper.rules(ctx, ruleChange{})
+// Policy is what a sandbox that runs may reach. It may be changed.
+type Policy struct{ keeper keeper }
+
+// Policy returns that of the sandbox.
+func (s *Sandbox) Policy() Policy { return Policy{s.keeper} }
+
+// Rules tells what rules hold at present. A sandbox without a network has ErrNoNetwork.
+func (p Policy) Rules(ctx context.Context) (Rules, error) { return p.keeper.rules(ctx, ruleChange{}) }
+
+// Allow adds rules by which hosts may be reached, and returns those that hold now. They
+// hold at once, and when the sandbox starts again.
+func (p Policy) Allow(ctx context.Context, rules ...api.Rule) (Rules, error) {
+	return p.keeper.rules(ctx, ruleChange{Allow: rules})
 }
 
-// Allow adds rules by which hosts may be reached. They hold at once, and when the
-// sandbox starts again.
-func (s *Sandbox) Allow(ctx context.Context, rules ...api.Rule) (Rules, error) {
-	return s.keeper.rules(ctx, ruleChange{Allow: rules})
-}
-
-// Forbid takes rules away by which hosts may be reached. Connections that no rule
-// allows any more are cut. A rule that there is not is ErrNotFound.
-func (s *Sandbox) Forbid(ctx context.Context, rules ...api.Rule) (Rules, error) {
-	return s.keeper.rules(ctx, ruleChange{Forbid: rules})
+// Delete takes rules away by which hosts may be reached. Connections that no rule
+// allows any more are cut. A rule that there is not is ErrNotFound, and none is
+// taken away then.
+func (p Policy) Delete(ctx context.Context, rules ...api.Rule) (Rules, error) {
+	return p.keeper.rules(ctx, ruleChange{Delete: rules})
 }
 
 // ruleChange says how rules change.
 type ruleChange struct {
 	Allow  []api.Rule `json:"allow,omitempty"`
-	Forbid []api.Rule `json:"forbid,omitempty"`
+	Delete []api.Rule `json:"delete,omitempty"`
 }
 
 func (s *supervisor) rules(_ context.Context, c ruleChange) (Rules, error) {
 	if s.network == nil {
 		return Rules{}, ErrNoNetwork
 	}
-	if len(c.Allow)+len(c.Forbid) == 0 {
+	if len(c.Allow)+len(c.Delete) == 0 {
 		s.network.mu.Lock()
 		defer s.network.mu.Unlock()
 		return rulesOf(&s.network.config.Network), nil
@@ -350,7 +355,7 @@ func (s *supervisor) rules(_ context.Context, c ruleChange) (Rules, error) {
 				n.Allow = append(n.Allow, r)
 			}
 		}
-		for _, r := range c.Forbid {
+		for _, r := range c.Delete {
 			i := slices.Index(n.Allow, r)
 			if i < 0 {
 				return &hintError{fmt.Errorf("rule %q: %w", r, ErrNotFound), "`matchlock allow-list show` lists them"}

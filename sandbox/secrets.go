@@ -110,17 +110,24 @@ type secretChange struct {
 	Value []byte `json:"value,omitempty"`
 }
 
-// RotateSecret gives a secret another value, which holds at once. The former one is
-// still taken out of responses.
-func (s *Sandbox) RotateSecret(ctx context.Context, name string, value []byte) error {
+// Secrets are those of a sandbox that runs.
+type Secrets struct{ keeper keeper }
+
+// Secrets returns those of the sandbox.
+func (s *Sandbox) Secrets() Secrets { return Secrets{s.keeper} }
+
+// Rotate gives a secret another value, of 12 bytes or more, which holds at once. The
+// former one is still taken out of responses. A name that there is not is
+// ErrNotFound.
+func (s Secrets) Rotate(ctx context.Context, name string, value []byte) error {
 	if _, err := secret.NewValue(value); err != nil {
 		return fmt.Errorf("secret %q: %w", name, err)
 	}
 	return s.keeper.changeSecret(ctx, secretChange{Name: name, Value: value})
 }
 
-// RotateSecretFrom is RotateSecret with a value that is read from where s says.
-func (s *Sandbox) RotateSecretFrom(ctx context.Context, from api.Secret) error {
+// RotateFrom is Rotate with a value that is read from where a secret's source says.
+func (s Secrets) RotateFrom(ctx context.Context, from api.Secret) error {
 	value, err := readSecret(ctx, from)
 	if err != nil {
 		return fmt.Errorf("secret %q: %w", from.Name, err)
@@ -128,9 +135,9 @@ func (s *Sandbox) RotateSecretFrom(ctx context.Context, from api.Secret) error {
 	return s.keeper.changeSecret(ctx, secretChange{Name: from.Name, Value: value.Reveal()})
 }
 
-// RevokeSecret takes a secret's value away: requests that have its placeholder are
-// refused from now on.
-func (s *Sandbox) RevokeSecret(ctx context.Context, name string) error {
+// Revoke takes a secret's value away: requests that have its placeholder are refused
+// from now on.
+func (s Secrets) Revoke(ctx context.Context, name string) error {
 	return s.keeper.changeSecret(ctx, secretChange{Name: name, Revoke: true})
 }
 

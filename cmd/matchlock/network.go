@@ -114,13 +114,11 @@ func (a *app) allowListCommand() *cobra.Command {
 	}
 	for _, c := range []struct {
 		use, short, long string
-		do               func(*sandbox.Sandbox, context.Context, ...api.Rule) (sandbox.Rules, error)
+		do               func(sandbox.Policy, context.Context, ...api.Rule) (sandbox.Rules, error)
 	}{
-		{"show", "Show the rules", "Show the rules that hold at present.", func(sb *sandbox.Sandbox, ctx context.Context, _ ...api.Rule) (sandbox.Rules, error) {
-			return sb.Rules(ctx)
-		}},
-		{"add", "Let it reach more", "Let the sandbox reach more, from now on and when it starts again.", (*sandbox.Sandbox).Allow},
-		{"delete", "Let it reach less", "Take rules away. Connections that no rule allows any more are cut; without a rule the\nsandbox is sealed.", (*sandbox.Sandbox).Forbid},
+		{"show", "Show the rules", "Show the rules that hold at present.", func(p sandbox.Policy, ctx context.Context, _ ...api.Rule) (sandbox.Rules, error) { return p.Rules(ctx) }},
+		{"add", "Let it reach more", "Let the sandbox reach more, from now on and when it starts again.", sandbox.Policy.Allow},
+		{"delete", "Let it reach less", "Take rules away. Connections that no rule allows any more are cut; without a rule the\nsandbox is sealed.", sandbox.Policy.Delete},
 	} {
 		var asJSON bool
 		use, args := c.use+" SANDBOX", positional("SANDBOX")
@@ -131,18 +129,16 @@ func (a *app) allowListCommand() *cobra.Command {
 			Use: use, Short: c.short, Long: c.long, Args: args,
 			ValidArgsFunction: a.completeSandboxes(1, isAlive),
 			RunE: func(cmd *cobra.Command, args []string) error {
-				rules := make([]api.Rule, len(args)-1)
-				for i, text := range args[1:] {
-					if err := rules[i].UnmarshalText([]byte(text)); err != nil {
-						return usageError{err, pathOf(cmd)}
-					}
+				rules, err := api.ParseRules(args[1:]...)
+				if err != nil {
+					return usageError{err, pathOf(cmd)}
 				}
 				sb, err := a.options().Attach(cmd.Context(), args[0])
 				if err != nil {
 					return err
 				}
 				defer sb.Close()
-				now, err := c.do(sb, cmd.Context(), rules...)
+				now, err := c.do(sb.Policy(), cmd.Context(), rules...)
 				if err != nil {
 					return err
 				}
@@ -178,7 +174,7 @@ variable NAME, or as the flags say. The former value is still taken out of respo
 				return err
 			}
 			defer sb.Close()
-			return sb.RotateSecretFrom(cmd.Context(), s)
+			return sb.Secrets().RotateFrom(cmd.Context(), s)
 		},
 	}
 	rotate.Flags().StringVar(&file, "file", "", "read it from `FILE`")
@@ -196,7 +192,7 @@ variable NAME, or as the flags say. The former value is still taken out of respo
 				return err
 			}
 			defer sb.Close()
-			return sb.RevokeSecret(cmd.Context(), args[1])
+			return sb.Secrets().Revoke(cmd.Context(), args[1])
 		},
 	}
 	cmd.AddCommand(rotate, revoke)
