@@ -60,8 +60,9 @@ func (x *exchange) question(h *hook, r *http.Request, resp *http.Response) *ques
 	return q
 }
 
-// ask asks who listens at the hook's socket. Whatever goes wrong blocks.
-func (h *hook) ask(ctx context.Context, q *question) (*api.Hook, error) {
+// ask asks who listens at the hook's socket what to do, and why. Whatever goes wrong
+// blocks.
+func (h *hook) ask(ctx context.Context, q *question) (change *api.Hook, reason string, err error) {
 	timeout := time.Duration(h.TimeoutMS) * time.Millisecond
 	if timeout == 0 {
 		timeout = askTime
@@ -73,12 +74,24 @@ func (h *hook) ask(ctx context.Context, q *question) (*api.Hook, error) {
 		err = errors.New("no answer in time")
 	}
 	if err != nil {
-		return nil, h.blocked(err.Error())
+		return nil, "", h.blocked(err.Error())
 	}
-	return a, nil
+	change = &api.Hook{
+		Action: a.Action, SetHeaders: a.SetHeaders, DeleteHeaders: a.DeleteHeaders,
+		SetQuery: a.SetQuery, DeleteQuery: a.DeleteQuery, RewritePath: a.RewritePath, Replace: a.Replace,
+	}
+	switch a.Action {
+	case api.HookAllow, api.HookBlock, api.HookMutate:
+	default:
+		return nil, "", h.blocked(fmt.Sprintf("action %q: neither allow, block nor mutate", a.Action))
+	}
+	if err := checkMutation(h.Phase, change); err != nil {
+		return nil, "", h.blocked(err.Error())
+	}
+	return change, a.Reason, nil
 }
 
-func (h *hook) exchange(ctx context.Context, q *question) (*api.Hook, error) {
+func (h *hook) exchange(ctx context.Context, q *question) (*answer, error) {
 	line, err := json.Marshal(q)
 	if err != nil {
 		return nil, err
@@ -100,14 +113,5 @@ func (h *hook) exchange(ctx context.Context, q *question) (*api.Hook, error) {
 	if err := json.Unmarshal(line, &a); err != nil {
 		return nil, err
 	}
-	change := &api.Hook{
-		Name: a.Reason, Action: a.Action, SetHeaders: a.SetHeaders, DeleteHeaders: a.DeleteHeaders,
-		SetQuery: a.SetQuery, DeleteQuery: a.DeleteQuery, RewritePath: a.RewritePath, Replace: a.Replace,
-	}
-	switch a.Action {
-	case api.HookAllow, api.HookBlock, api.HookMutate:
-	default:
-		return nil, fmt.Errorf("action %q: neither allow, block nor mutate", a.Action)
-	}
-	return change, checkMutation(h.Phase, change)
+	return &a, nil
 }

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 const (
@@ -37,9 +40,16 @@ type filter struct {
 	scanned int   // bytes of in in which a head does not end
 	heads   int   // handed on
 
-	mu      sync.Mutex
-	fault   error // why the last request stands there
-	upgrade upgradeState
+	silent atomic.Bool // a deadline has passed before the first request
+
+	mu       sync.Mutex
+	fault    error // why the last request stands there
+	upgrade  upgradeState
+	unread   int           // requests handed on that are not answered
+	patience time.Duration // see end
+	wake     chan struct{} // closed, and made anew, when one of these has changed:
+	deadline time.Time     // of reading
+	closed   bool
 }
 
 type upgradeState int
@@ -50,8 +60,62 @@ const (
 	upgraded
 )
 
-func newFilter(c net.Conn, refused string) *filter {
-	return &filter{Conn: c, refused: refused, state: (*filter).head}
+func newFilter(c net.Conn, refused string, patience time.Duration) *filter {
+	return &filter{Conn: c, refused: refused, state: (*filter).head, patience: patience, wake: make(chan struct{})}
+}
+
+// answered says that a request that was handed on is answered.
+func (f *filter) answered() { f.change(func() { f.unread-- }) }
+
+func (f *filter) change(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+	close(f.wake)
+	f.wake = make(chan struct{})
+}
+
+// SetReadDeadline has net/http stop a Read that waits for the end of the answer.
+func (f *filter) SetReadDeadline(t time.Time) error {
+	f.change(func() { f.deadline = t })
+	return f.Conn.SetReadDeadline(t)
+}
+
+// SetDeadline is SetReadDeadline, and that of writing.
+func (f *filter) SetDeadline(t time.Time) error {
+	f.change(func() { f.deadline = t })
+	return f.Conn.SetDeadline(t)
+}
+
+// Close closes the connection.
+func (f *filter) Close() error {
+	f.change(func() { f.closed = true })
+	return f.Conn.Close()
+}
+
+// end keeps the guest's end of its direction back while it waits for answers.
+// net/http takes it for a guest that has gone, and gives up what it does for it; so
+// does a guest that has gone mostly, but it may also have said all it wants to, as
+// nc has at the end of its input.
+func (f *filter) end() error {
+	patience := time.NewTimer(f.patience)
+	defer patience.Stop()
+	for {
+		f.mu.Lock()
+		unread, wake, deadline, closed := f.unread, f.wake, f.deadline, f.closed
+		f.mu.Unlock()
+		switch {
+		case unread <= 0 || closed:
+			return io.EOF
+		case !deadline.IsZero() && !deadline.After(time.Now()):
+			return os.ErrDeadlineExceeded
+		}
+		select {
+		case <-wake:
+		case <-patience.C:
+			return io.EOF
+		}
+	}
 }
 
 // Fault returns what was malformed, or nil.
@@ -159,8 +223,13 @@ func (f *filter) fill() error {
 	if n > 0 {
 		return nil
 	}
-	if err == io.EOF && len(f.in) > 0 {
+	switch {
+	case err == io.EOF && len(f.in) > 0:
 		return io.ErrUnexpectedEOF
+	case err == io.EOF:
+		return f.end()
+	case errors.Is(err, os.ErrDeadlineExceeded) && f.heads == 0:
+		f.silent.Store(true)
 	}
 	return err
 }
@@ -286,6 +355,9 @@ func (f *filter) begin(minor byte, fields []field, size int) error {
 	}
 	f.pass(size)
 	f.heads++
+	f.mu.Lock()
+	f.unread++
+	f.mu.Unlock()
 	f.skipped = false
 	switch {
 	case codings == 1:

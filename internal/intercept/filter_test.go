@@ -17,7 +17,7 @@ func filtered(in []byte, slow bool) ([]byte, *filter) {
 	if slow {
 		r = iotest.OneByteReader(r)
 	}
-	f := newFilter(&readerConn{Reader: r}, "REFUSED")
+	f := newFilter(&readerConn{Reader: r}, "REFUSED", 0)
 	out, _ := io.ReadAll(f)
 	return out, f
 }

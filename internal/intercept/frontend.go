@@ -3,6 +3,7 @@ package intercept
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -17,6 +18,10 @@ const (
 	// idleTime is how long a guest's connection is kept between requests. It is
 	// longer than what servers allow, so that their limits are what counts.
 	idleTime = 10 * time.Minute
+
+	// endTime is how long a guest that has ended its direction still gets answers,
+	// if it sends no reset: it may have gone.
+	endTime = 5 * time.Second
 
 	maxStreams = 100 // at a time, of a connection with HTTP/2
 )
@@ -107,7 +112,7 @@ func (f *flow) serveHTTP(guest *guestConn, conn net.Conn, h2 bool, o *origin) er
 		// would be read as HTTP/1, which the filter must see.
 		conn = &prefaced{Conn: conn}
 	} else {
-		s.filter = newFilter(conn, f.i.refusedMethod)
+		s.filter = newFilter(conn, f.i.refusedMethod, f.i.endTime)
 		conn = s.filter
 	}
 	c := &frontConn{Conn: conn, session: s, closed: make(chan struct{})}
@@ -125,6 +130,9 @@ func (f *flow) serveHTTP(guest *guestConn, conn net.Conn, h2 bool, o *origin) er
 	c.Close()
 	o.close()
 	f.waitRequests()
+	if o.scheme == "https" && s.filter != nil && s.filter.silent.Load() {
+		return &refusal{reason: fmt.Sprintf("no request within %v, in TLS that is looked into: only HTTP can be", headTime), hint: "--splice " + f.host()}
+	}
 	return nil
 }
 

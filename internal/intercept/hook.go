@@ -238,10 +238,10 @@ func (x *exchange) askBefore(ctx context.Context, out *http.Request) error {
 		if h.Phase != before {
 			continue
 		}
-		change := &h.Hook
+		change, reason := &h.Hook, ""
 		if h.Action == api.HookAsk {
 			var err error
-			if change, err = h.ask(ctx, x.question(h, out, nil)); err != nil {
+			if change, reason, err = h.ask(ctx, x.question(h, out, nil)); err != nil {
 				return err
 			}
 		}
@@ -249,7 +249,7 @@ func (x *exchange) askBefore(ctx context.Context, out *http.Request) error {
 		case api.HookAllow:
 			return nil
 		case api.HookBlock:
-			return h.blocked(change.Name)
+			return h.blocked(reason)
 		}
 		if err := mutateRequest(out, change); err != nil {
 			return h.blocked(err.Error())
@@ -287,10 +287,9 @@ func (x *exchange) askAfter(ctx context.Context, resp *http.Response) (err error
 		if h.Phase != after {
 			continue
 		}
-		change := &h.Hook
+		change, reason := &h.Hook, ""
 		if h.Action == api.HookAsk {
-			var err error
-			if change, err = h.ask(ctx, x.question(h, x.r, resp)); err != nil {
+			if change, reason, err = h.ask(ctx, x.question(h, x.r, resp)); err != nil {
 				return err
 			}
 		}
@@ -298,7 +297,7 @@ func (x *exchange) askAfter(ctx context.Context, resp *http.Response) (err error
 		case api.HookAllow:
 			return nil
 		case api.HookBlock:
-			return h.blocked(change.Name)
+			return h.blocked(reason)
 		}
 		mutateHeader(resp.Header, change)
 		if len(change.Replace) > 0 {

@@ -63,7 +63,7 @@ func TestHooks(t *testing.T) {
 		body   string
 		answer string // header
 	}{
-		"block":               {hooks: []api.Hook{{Name: "no-posts", Methods: []string{"POST"}, Action: api.HookBlock}}, status: 403, body: "matchlock: web.test: blocked by hook no-posts: no-posts\n"},
+		"block":               {hooks: []api.Hook{{Name: "no-posts", Methods: []string{"POST"}, Action: api.HookBlock}}, status: 403, body: "matchlock: web.test: blocked by hook no-posts\n"},
 		"another method":      {hooks: []api.Hook{{Methods: []string{"PUT"}, Action: api.HookBlock}}, status: 200, body: `POST /a?b=c ["1"] text`},
 		"another host":        {hooks: []api.Hook{{Hosts: []string{"*.web.test", "x.test"}, Action: api.HookBlock}}, status: 200, body: `POST /a?b=c ["1"] text`},
 		"this host":           {hooks: []api.Hook{{Hosts: []string{"WEB.test."}, Action: api.HookBlock}}, status: 403},

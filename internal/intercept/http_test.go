@@ -375,6 +375,7 @@ func TestGuestGone(t *testing.T) {
 		<-r.Context().Done()
 		gone <- struct{}{}
 	}, func(t *testing.T, w *world, c *http.Client, url string) {
+		w.i.endTime = 10 * time.Millisecond
 		ctx, cancel := context.WithCancel(t.Context())
 		r, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
 		resp, err := c.Do(r)
@@ -385,6 +386,25 @@ func TestGuestGone(t *testing.T) {
 		resp.Body.Close()
 		<-gone
 	})
+}
+
+// TestHalfClose has a guest say all it wants to, and wait.
+func TestHalfClose(t *testing.T) {
+	w := newWorld(t, allow("web.test"))
+	to := w.web("web.test", 80, func(rw http.ResponseWriter, r *http.Request) {
+		select {
+		case <-r.Context().Done():
+			t.Error("the guest is thought to have gone")
+		case <-time.After(50 * time.Millisecond):
+		}
+		hello(rw, r)
+	})
+	c := w.mustConnect(to)
+	io.WriteString(c, "GET /1 HTTP/1.1\r\nHost: web.test\r\n\r\nGET /2 HTTP/1.0\r\nHost: web.test\r\n\r\n")
+	c.(*net.TCPConn).CloseWrite()
+	if b, err := io.ReadAll(c); !strings.Contains(string(b), "GET web.test /1 HTTP/1.1") || !strings.Contains(string(b), "GET web.test /2 HTTP/1.1") || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
 }
 
 func TestHost(t *testing.T) {
@@ -471,7 +491,6 @@ func TestUpgrade(t *testing.T) {
 	w.waitEvent(kindIs(api.EventFlow, api.Failed))
 }
 
-// TestSlowHead has a guest whose request never comes.
 func TestHTTPOnAnyPort(t *testing.T) {
 	w := newWorld(t, allow("web.test"))
 	to := w.web("web.test", 8080, hello)
@@ -486,8 +505,8 @@ func TestHTTPOnAnyPort(t *testing.T) {
 	}
 }
 
-// TestManyStreams has one guest's connection with HTTP/2 to a server with HTTP/1,
-// whose connections are all judged.
+// TestNewConnections has a server whose name leads elsewhere when it is dialled
+// again.
 func TestNewConnections(t *testing.T) {
 	w := newWorld(t, intercepted("web.test"))
 	w.web("web.test", 443, func(rw http.ResponseWriter, r *http.Request) {
@@ -549,5 +568,3 @@ func mustURL(s string) *url.URL {
 	}
 	return u
 }
-
-var _ = time.Second

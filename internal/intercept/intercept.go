@@ -107,6 +107,7 @@ type Interceptor struct {
 
 	h1, h2        *frontend
 	refusedMethod string // see filter
+	endTime       time.Duration
 
 	mu     sync.Mutex
 	flows  map[*flow]struct{}
@@ -133,7 +134,7 @@ func New(o Options) (*Interceptor, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &Interceptor{Options: o, hooks: hooks, flows: make(map[*flow]struct{})}
+	i := &Interceptor{Options: o, hooks: hooks, endTime: endTime, flows: make(map[*flow]struct{})}
 	i.policy.Store(o.Policy)
 	i.ctx, i.cancel = context.WithCancel(context.Background())
 	i.refusedMethod = "REFUSED-" + rand.Text()

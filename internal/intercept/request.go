@@ -58,6 +58,9 @@ func (i *Interceptor) serveRequest(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer s.flow.requests.Done()
+	if s.filter != nil {
+		defer s.filter.answered()
+	}
 	x := &exchange{session: s, w: w, r: r, began: time.Now()}
 	err := x.admit()
 	x.describe()
@@ -106,6 +109,9 @@ func (x *exchange) admit() error {
 	}
 	if !isTarget(x.r.RequestURI) || x.r.URL.User != nil || x.r.URL.Scheme != "" && x.r.URL.Scheme != x.origin.scheme {
 		return &malformed{refusal{reason: fmt.Sprintf("request target %.60q", x.r.RequestURI)}}
+	}
+	if length := x.r.Header.Get("Content-Length"); x.r.ContentLength == 0 && length != "" && strings.Trim(length, "0") != "" {
+		return &malformed{refusal{reason: fmt.Sprintf("Content-Length %.40q, and no body", length)}}
 	}
 	// net/http has taken it out of HTTP/1's headers.
 	if hosts := x.r.Header["Host"]; len(hosts) > 1 || len(hosts) == 1 && hosts[0] != x.r.Host {

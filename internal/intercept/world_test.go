@@ -29,7 +29,7 @@ import (
 // world is a guest, an Interceptor and servers, in one process. Servers have
 // addresses of the Internet, behind which are listeners on the loopback.
 type world struct {
-	*testing.T
+	testing.TB
 	i      *Interceptor
 	config api.Config
 	roots  *CA // signs servers' certificates
@@ -47,11 +47,11 @@ type world struct {
 var gateway = netip.MustParseAddr("192.168.127.1")
 
 // newWorld has a config's network. Tests set tweak to have more in the options.
-func newWorld(t *testing.T, config api.Config, tweaks ...func(*Options)) *world {
+func newWorld(t testing.TB, config api.Config, tweaks ...func(*Options)) *world {
 	t.Helper()
 	checkGoroutines(t)
 	w := &world{
-		T: t, config: config, event: make(chan struct{}, 1),
+		TB: t, config: config, event: make(chan struct{}, 1),
 		table: make(map[netip.Addr][]string), hosts: make(map[string][]netip.Addr), servers: make(map[string]string),
 	}
 	var err error
@@ -90,7 +90,7 @@ func newWorld(t *testing.T, config api.Config, tweaks ...func(*Options)) *world 
 	return w
 }
 
-func compile(t *testing.T, c api.Config) *policy.Policy {
+func compile(t testing.TB, c api.Config) *policy.Policy {
 	t.Helper()
 	p, err := policy.Compile(&c)
 	if err != nil {
@@ -439,7 +439,7 @@ func say(t *testing.T, c net.Conn, text string) (*http.Response, string) {
 var ourFiles = regexp.MustCompile(`internal/intercept/[a-z]+\.go:`) // no tests
 
 // checkGoroutines fails a test that leaves goroutines of ours behind.
-func checkGoroutines(t *testing.T) {
+func checkGoroutines(t testing.TB) {
 	t.Helper()
 	t.Cleanup(func() {
 		var ours []string
