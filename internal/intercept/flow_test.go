@@ -2,6 +2,7 @@ package intercept
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -24,17 +25,37 @@ func echo(c net.Conn) { io.Copy(c, c) }
 func TestClassify(t *testing.T) {
 	for in, want := range map[string]kind{
 		"": unclear, "\x16": unclear, "\x16\x03": isTLS, "\x16\x02": raw, "\x80\x2e\x01": raw,
-		"G": unclear, "GET": unclear, "GET ": unclear, "GET /": http1, "GET\t/": http1, "GET   /": http1, "GET http": http1, "GET foo\r\n": raw,
-		"get foo\r\n": raw, "get / http/1.1\r\n": http1, "FOO bar HTTP/1.1\r\n": http1, "FOO bar HTTP/": http1, "FOO bar": unclear, "\r\n\r\nGET /": http1, " GET /": http1,
-		"CONNECT a": http1, "OPTIONS *": http1, "OPTIONS rtsp://a RTSP/1.0\r\n": raw,
+		"G": unclear, "GET": unclear, "GET ": unclear, "GET /": http1, "GET\t/": http1, "GET   /": http1, "GET ht": unclear, "GET http": http1, "GET hx": raw, "GET foo": raw,
+		"GET\r\n": raw, "GET \r\n": raw, "get /foo\r\n": raw, "get / http/1.1\r\n": http1, "FOO / HTTP/": unclear, "FOO / HTTP/1.1\r\n": http1, "FOO /\xff": unclear, "FOO /\xff\x00 HTTP/1.1\n": http1,
+		"\r\n\r\nGET /": http1, " GET /": http1, "\r\n": unclear, "FOO bar HTTP/1.1\r\n": raw, "FOO /": unclear, "FOO /\n": raw, "FOO /" + strings.Repeat("x", maxLine): http1,
+		"CONNECT a": http1, "connect a": http1, "OPTIONS *": http1, "OPTIONS rtsp://a RTSP/1.0\r\n": raw,
 		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": http2, "PRI * HTTP/2.0\r\n\r\n": unclear, "PRI * HTTP/2.0\r\n\r\nXX": http1,
 		"SSH-2.0-OpenSSH": unclear, "SSH-2.0-OpenSSH\r\n": raw, "\x00\x00\x00\x08": raw, "*2\r\n": raw, "HTTP/1.1 200 OK\r\n": raw, "\xff": raw,
-		"GET /\x01": http1, "a\x01": raw,
+		"GET /\x01": http1, "a\x01": raw, strings.Repeat("a", maxMethod+1): raw,
 	} {
 		if got := classify([]byte(in)); got != want {
 			t.Errorf("%q: %d, want %d", in, got, want)
 		}
 	}
+}
+
+// FuzzClassify has what is said first come in two pieces: that makes no difference.
+func FuzzClassify(f *testing.F) {
+	for _, in := range []string{"GET / HTTP/1.1\r\n", "foo /\xff\x00 http/1.1\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "\x16\x03\x01", "SSH-2.0-x\r\n", "get http://a HTTP/\n", "\r\n FOO\t/ HTTP/1.0\n"} {
+		f.Add([]byte(in))
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		whole := classify(in)
+		for n := range min(len(in), 200) {
+			if part := classify(in[:n]); part != unclear && part != whole {
+				t.Fatalf("%q is %d, and %q is %d", in[:n], part, in, whole)
+			}
+		}
+		// What net/http would serve is not raw.
+		if r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(in))); err == nil && (whole == raw || whole == isTLS) {
+			t.Errorf("%q is %d, and a request: %s %s", in, whole, r.Method, r.RequestURI)
+		}
+	})
 }
 
 func TestPorts(t *testing.T) {

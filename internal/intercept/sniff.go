@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -29,76 +30,69 @@ const (
 	// silence is how long a guest may say nothing on ports where it must speak first.
 	silence = 5 * time.Minute
 
-	maxLine = 16 << 10 // bytes of a first line, in which a request may be seen
+	maxMethod = 64       // bytes
+	maxLine   = 16 << 10 // bytes of a first line, behind which it is a request that is too long
 
 	http2Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 )
 
-// methods begin a request, with a target behind them. A word that is none of these
-// is a method if its line ends as a request's does.
+// methods begin a request if a path follows; of other words the whole line says.
 var methods = []string{
-	"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "QUERY",
+	"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "QUERY",
 	"PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH", "PURGE",
 }
 
-// classify says what a guest speaks that says this first.
+// classify says what a guest speaks that says this first. What it has said once it
+// does not take back when there is more: who could have it say "raw" by sending less
+// at a time could have a server read a request that nobody has looked at.
 func classify(b []byte) kind {
-	if len(b) == 0 {
+	switch {
+	case len(b) == 0, len(b) == 1 && b[0] == 22:
 		return unclear
-	}
-	if b[0] == 22 {
-		switch {
-		case len(b) == 1:
-			return unclear
-		case b[1] == 3:
-			return isTLS
-		}
+	case b[0] == 22 && b[1] == 3:
+		return isTLS
+	case b[0] == 22:
 		return raw
 	}
 	if n := min(len(b), len(http2Preface)); string(b[:n]) == http2Preface[:n] {
 		if n == len(http2Preface) {
 			return http2
 		}
-		// Also a first line "PRI * HTTP/2.0" with something else behind it, or
-		// nothing, is no other protocol's.
 		return unclear
 	}
 	// Servers take blank lines before a request, and some blanks too.
 	b = bytes.TrimLeft(b, "\r\n\t ")
 	line, _, ended := bytes.Cut(b, []byte("\n"))
-	method, target, ok := cutBlank(line)
-	if ok && slices.Contains(methods, string(method)) {
-		target = bytes.TrimLeft(target, " \t")
-		switch {
-		case method[0] == 'C' && string(method) == "CONNECT" && len(target) > 0:
-			return http1
-		case len(target) > 0 && strings.IndexByte("/*", target[0]) >= 0:
-			return http1
-		case hasPrefixFold(string(target), "http"):
-			return http1
+	i := bytes.IndexAny(line, " \t")
+	if i < 0 {
+		if !ended && len(line) <= maxMethod && (len(line) == 0 || isToken(string(line))) {
+			return unclear
 		}
+		return raw
 	}
-	// Any word, some target, and a version.
-	if i := bytes.Index(bytes.ToUpper(line), []byte("HTTP/")); i > 0 && (line[i-1] == ' ' || line[i-1] == '\t') && ok {
+	method, target := string(line[:i]), string(bytes.TrimLeft(line[i:], " \t"))
+	switch {
+	case !isToken(method) || len(method) > maxMethod:
+		return raw
+	case strings.EqualFold(method, http.MethodConnect):
+		return http1
+	case target == "" && !ended:
+		return unclear
+	case !ended && len(target) < len("http") && hasPrefixFold("http", target):
+		return unclear
+	case target == "" || target[0] != '/' && target[0] != '*' && !hasPrefixFold(target, "http"):
+		return raw // no server takes it for a request
+	case slices.Contains(methods, method):
 		return http1
 	}
+	version := strings.LastIndexAny(target, " \t") + 1
 	switch {
+	case version > 0 && ended && hasPrefixFold(target[version:], "HTTP/"), len(line) > maxLine:
+		return http1
 	case ended:
-		return raw
-	case bytes.ContainsFunc(line, func(c rune) bool { return c < ' ' && c != '\t' && c != '\r' || c == 0x7f || c == 0xfffd }):
-		return raw // no text
-	case len(b) > maxLine:
 		return raw
 	}
 	return unclear
-}
-
-func cutBlank(b []byte) (before, after []byte, ok bool) {
-	i := bytes.IndexAny(b, " \t")
-	if i < 0 {
-		return b, nil, false
-	}
-	return b[:i], b[i+1:], true
 }
 
 func hasPrefixFold(s, prefix string) bool {
