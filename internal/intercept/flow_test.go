@@ -390,8 +390,7 @@ func TestPolicyChange(t *testing.T) {
 // TestPolicyChangeWhileDialling has the rules change between question and answer.
 func TestPolicyChangeWhileDialling(t *testing.T) {
 	dialling, go_on := make(chan struct{}), make(chan struct{})
-	var w *world
-	w = newWorld(t, allow("a.test"), func(o *Options) {
+	w := newWorld(t, allow("a.test"), func(o *Options) {
 		dial := o.Dial
 		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 			close(dialling)

@@ -97,7 +97,7 @@ func TestClientHello(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h, err := parseClientHello(tt.in)
-			if tt.in != nil && len(tt.in) == 10 {
+			if len(tt.in) == 10 {
 				if !errors.As(err, new(more)) {
 					t.Fatal(err)
 				}

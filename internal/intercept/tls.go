@@ -5,10 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
-	"net/netip"
 	"slices"
-
-	"github.com/matchlock/matchlock/internal/policy"
 )
 
 // Alerts, RFC 8446, 6.2.
@@ -95,58 +92,6 @@ func (f *flow) checkServerName(hello *clientHello) error {
 		return &refusal{reason: fmt.Sprintf("TLS without a server name, to %s", f.host())}
 	}
 	return f.choose("TLS server name", hello.serverName)
-}
-
-// checkFree judges a name that the guest gives on a flow to an address: any but
-// one that a rule denies.
-func (f *flow) checkFree(what, name string) error {
-	if name == "" {
-		return nil
-	}
-	if _, err := netip.ParseAddr(name); err == nil {
-		return nil
-	}
-	normal, err := policy.Normalize(name)
-	if err != nil {
-		return &refusal{reason: fmt.Sprintf("%s %q: not a name", what, name)}
-	}
-	if v := f.i.policy.Load().Name(normal); !v.Allow && v.Rule != "" {
-		return &refusal{v.Rule, fmt.Sprintf("%s %s: %s", what, normal, v.Reason), v.Hint}
-	}
-	return nil
-}
-
-// choose compares a name that the guest gives with those that the flow may have,
-// and has the flow be of that from now on.
-func (f *flow) choose(what, name string) error {
-	normal, err := policy.Normalize(name)
-	if err != nil {
-		return &refusal{reason: fmt.Sprintf("%s %q: not a name", what, name)}
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if normal == f.name {
-		f.names = nil
-		return nil
-	}
-	if !slices.Contains(f.names, normal) {
-		return &refusal{
-			reason: fmt.Sprintf("%s %s, on a connection to %s", what, normal, f.name),
-			hint:   "--allow-host " + normal + ", and connect to that",
-		}
-	}
-	p := f.i.policy.Load()
-	v := p.Flow(f.policyFlow(normal))
-	if dialed := f.address.Addr(); v.Allow && !f.proxied() {
-		if no := p.Dial(f.policyFlow(normal), dialed); !no.Allow {
-			v = no
-		}
-	}
-	if !v.Allow {
-		return refused(v)
-	}
-	f.name, f.rule, f.names = normal, v.Rule, nil
-	return nil
 }
 
 // alert ends a TLS handshake with the reason that there is for it.

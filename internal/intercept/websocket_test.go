@@ -21,7 +21,7 @@ func chat(t *testing.T, seen chan<- string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/no" {
 			w.Header().Set("X-Why", "because")
-			http.Error(w, strings.Repeat("no ", 1000), 401)
+			http.Error(w, strings.Repeat("no ", 1000), http.StatusUnauthorized)
 			return
 		}
 		w.Header().Set("Set-Cookie", "a=b")

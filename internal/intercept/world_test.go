@@ -41,12 +41,11 @@ type world struct {
 	events  []api.Event
 	event   chan struct{} // has one when there are new ones
 	dialed  []string
-	tweak   func(*Options)
 }
 
 var gateway = netip.MustParseAddr("192.168.127.1")
 
-// newWorld has a config's network. Tests set tweak to have more in the options.
+// newWorld has a config's network. Tweaks have more in the options.
 func newWorld(t testing.TB, config api.Config, tweaks ...func(*Options)) *world {
 	t.Helper()
 	checkGoroutines(t)
@@ -164,7 +163,7 @@ func kindIs(kind api.EventKind, verdict api.Verdict) func(api.Event) bool {
 	return func(e api.Event) bool { return e.Kind == kind && e.Verdict == verdict }
 }
 
-// synthetic gives a name an address as the guest knows it, and one on the Internet.
+// name gives a name an address as the guest knows it, and one on the Internet.
 func (w *world) name(name string, public ...string) netip.Addr {
 	w.mu.Lock()
 	defer w.mu.Unlock()
