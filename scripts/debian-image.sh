@@ -1,6 +1,7 @@
 #!/bin/bash
 # Makes FILE, the root file system of Debian 12 as a tar, with python3, git, curl
-# and openssl: a real distribution for the tests to run.
+# and openssl, and clients of what the tests serve: a real distribution for them
+# to run.
 #
 #	scripts/debian-image.sh FILE
 #
@@ -25,7 +26,10 @@ mirrors=$(apt-get indextargets --format 'deb $(REPO_URI) $(CODENAME) $(COMPONENT
 
 # What the tests call is tried at once, in the new root and before it is packed.
 try='chroot "$1" sh -ec "
-	python3 -c \"import hashlib, json, socket, ssl, sqlite3\"
+	python3 -c \"import hashlib, json, socket, ssl, sqlite3; import grpc, requests, websockets\"
+	pip --version
+	ssh -V 2>&1
+	psql --version
 	git --version
 	curl --version
 	openssl version
@@ -36,6 +40,7 @@ echo "debian-image: making $file"
 "${as_root[@]}" env SOURCE_DATE_EPOCH=1767225600 mmdebstrap --quiet \
 	--variant=minbase \
 	--include=apt,ca-certificates,curl,git,openssl,python3 \
+	--include=openssh-client,postgresql-client-15,python3-grpcio,python3-pip,python3-requests,python3-websockets \
 	--dpkgopt='path-exclude=/usr/share/doc/*' \
 	--dpkgopt='path-include=/usr/share/doc/*/copyright' \
 	--dpkgopt='path-exclude=/usr/share/locale/*' \

@@ -8,10 +8,10 @@
 # slow to make is kept from run to run in MATCHLOCK_TEST_HOME:
 #
 #	images/busybox.tar      root file system of the starter image
-#	images/debian-12.tar    root file system of Debian 12 with python3, git, curl, openssl
+#	images/debian-12.tar    root file system of Debian 12 with clients of all sorts
 #	images/debian-12        OCI layout of it, for `make bench`
 #	images/layers-60        OCI layout of 60 layers, see scripts/oci-image.sh
-#	tools/                  programs that are unpacked, not installed
+#	tools/                  servers that are unpacked, not installed
 #	home/                   a MATCHLOCK_HOME that tests may share, for the kernel in it
 #
 # One package at a time: two guests already fill two cores.
@@ -33,7 +33,19 @@ export PATH=$PATH:$MATCHLOCK_TEST_HOME/tools/usr/bin
 images=$MATCHLOCK_TEST_HOME/images
 mkdir -p "$images" "$MATCHLOCK_TEST_HOME/home"
 chmod 0700 "$MATCHLOCK_TEST_HOME/home"
-command -v docker-registry >/dev/null || scripts/unpack.sh docker-registry "$MATCHLOCK_TEST_HOME/tools"
+
+# depends PACKAGE PREFIX is what PACKAGE needs whose name is PREFIX and a number.
+depends() { apt-cache depends "$1" | sed -n "s/^ *Depends: \($2[0-9]*\)$/\1/p"; }
+
+tools=$MATCHLOCK_TEST_HOME/tools
+command -v docker-registry >/dev/null || scripts/unpack.sh docker-registry "$tools"
+if [ ! -e "$tools/servers" ]; then
+	# With the libraries that hosts may lack.
+	for package in nginx openssh-server libwrap0 "$(depends postgresql postgresql-)" libxml2 "$(depends libxml2 libicu)"; do
+		scripts/unpack.sh "$package" "$tools"
+	done
+	touch "$tools/servers"
+fi
 scripts/busybox-image.sh >"$images/busybox.tar"
 scripts/debian-image.sh "$images/debian-12.tar"
 [ -d "$images/layers-60" ] || scripts/oci-image.sh "$images/layers-60" "$images/busybox.tar" 60
