@@ -48,7 +48,9 @@ type network struct {
 	policy *policy.Policy
 	// placeholders are those of all secrets that the guest has ever been told of.
 	placeholders map[string]string // not changed any more
-	values       map[string]secret.Value
+	// scopes are their hosts, as they were when they last had a value. Not changed any more.
+	scopes map[string][]string
+	values map[string]secret.Value
 }
 
 // networkName is the file in a sandbox's folder that has what of its network
@@ -60,6 +62,9 @@ const networkName = "network.json"
 type networkRecord struct {
 	Names        json.RawMessage   `json:"names"`                  // names.Table, as it was
 	Placeholders map[string]string `json:"placeholders,omitempty"` // by the secrets' names
+	// Scopes are the hosts of secrets by their names: of one that has no value any
+	// more, too, whose placeholder must not pass there unseen.
+	Scopes map[string][]string `json:"scopes,omitempty"`
 	// CA is of a copy, whose programs trust it already; never in a file that leaves
 	// this host.
 	CA []byte `json:"ca,omitempty"`
@@ -71,12 +76,14 @@ type networkRecord struct {
 // secrets is told before anything boots. past is what a former run or another
 // sandbox has left, given the values that are known already.
 func openNetwork(ctx context.Context, config *api.Config, past networkRecord, given map[string]secret.Value, events *eventLog, o Options) (n *network, err error) {
-	n = &network{config: *config, events: events, placeholders: map[string]string{}, values: map[string]secret.Value{}}
-	if n.policy, err = policy.Compile(config); err != nil {
-		return nil, err
+	n = &network{config: *config, events: events, placeholders: map[string]string{}, scopes: map[string][]string{}, values: map[string]secret.Value{}}
+	maps.Copy(n.placeholders, past.Placeholders)
+	maps.Copy(n.scopes, past.Scopes)
+	for _, s := range config.Secrets {
+		n.scopes[s.Name] = s.Hosts
 	}
-	for name, placeholder := range past.Placeholders {
-		n.placeholders[name] = placeholder
+	if n.policy, err = n.compile(config); err != nil {
+		return nil, err
 	}
 	secrets, err := n.readSecrets(ctx, given)
 	if err != nil {
@@ -234,6 +241,16 @@ func upstreamRoots(files []string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
+// compile is policy.Compile, with TLS looked into wherever a secret of the guest
+// went, whether or not it has a value now.
+func (n *network) compile(config *api.Config) (*policy.Policy, error) {
+	p, err := policy.Compile(config)
+	if err != nil {
+		return nil, err
+	}
+	return p.Terminating(slices.Concat(slices.Collect(maps.Values(n.scopes))...))
+}
+
 func (n *network) current() *policy.Policy {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -267,7 +284,7 @@ func (n *network) record(forCopy bool) (r networkRecord, err error) {
 	if r.Names, err = json.Marshal(n.names.Table); err == nil && forCopy {
 		r.CA, err = n.ca.Marshal()
 	}
-	r.Placeholders = n.placeholders
+	r.Placeholders, r.Scopes = n.placeholders, n.scopes
 	return r, err
 }
 
@@ -297,7 +314,7 @@ func (n *network) change(edit func(*api.Network) error) (api.Network, error) {
 	if err := edit(&config.Network); err != nil {
 		return api.Network{}, err
 	}
-	compiled, err := policy.Compile(&config)
+	compiled, err := n.compile(&config)
 	if err != nil {
 		return api.Network{}, err
 	}

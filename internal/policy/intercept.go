@@ -1,6 +1,10 @@
 package policy
 
-import "github.com/matchlock/matchlock/api"
+import (
+	"slices"
+
+	"github.com/matchlock/matchlock/api"
+)
 
 // Terminates tells whether TLS on a flow with this name is terminated and looked into: everything is with --intercept,
 // else what a secret or a hook needs. The empty name is a flow to an address.
@@ -8,7 +12,19 @@ func (p *Policy) Terminates(name string) bool {
 	if p == nil || p.Spliced(name) {
 		return false
 	}
-	return p.intercept || len(p.Secrets(name)) > 0 || len(p.Hooks(name)) > 0
+	return p.intercept || p.terminate.match(name) || len(p.Secrets(name)) > 0 || len(p.Hooks(name)) > 0
+}
+
+// Terminating returns p with TLS to more hosts terminated: to those of secrets that have no value any more, so that
+// their placeholders are seen, and do not pass.
+func (p *Policy) Terminating(hosts []string) (*Policy, error) {
+	more, err := parsePatterns(hosts)
+	if err != nil {
+		return nil, err
+	}
+	also := *p
+	also.terminate = slices.Concat(p.terminate, more)
+	return &also, nil
 }
 
 // Spliced tells whether TLS on a flow with this name must be left alone.

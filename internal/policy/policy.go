@@ -20,6 +20,7 @@ type Policy struct {
 	addHosts     map[string][]netip.Addr
 
 	intercept bool
+	terminate patterns // beside what secrets and hooks need
 	splice    patterns
 	secrets   []secret
 	hooks     []hook

@@ -405,3 +405,25 @@ func TestIntercept(t *testing.T) {
 		t.Error("a hook without hosts is about all")
 	}
 }
+
+func TestTerminating(t *testing.T) {
+	p, err := Compile(&api.Config{Network: api.Network{Splice: []string{"pinned.test"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	also, err := p.Terminating([]string{"web.test", "*.example.com", "pinned.test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"web.test": true, "a.example.com": true, "pinned.test": false, "other.test": false} {
+		if got := also.Terminates(name); got != want {
+			t.Errorf("%s: %t, want %t", name, got, want)
+		}
+		if p.Terminates(name) {
+			t.Errorf("%s: the policy that it was made of has changed", name)
+		}
+	}
+	if _, err := p.Terminating([]string{"a b"}); err == nil {
+		t.Error("a host that is none is taken")
+	}
+}
