@@ -72,6 +72,10 @@ func (s *Server) answer(ctx context.Context, r *reply) {
 	}
 	verdict := s.Permit(name)
 	if !verdict.Allow {
+		if r.question.Type == dnsmessage.TypeSRV && s.Permit(service(name)).Allow {
+			r.code = dnsmessage.RCodeNameError // apt asks so for every host, and then for its address: nothing was refused
+			return
+		}
 		s.refuse(r, name, verdict)
 		return
 	}
@@ -160,8 +164,18 @@ func reversed(name string) (netip.Addr, bool) {
 	return addr, err == nil
 }
 
+// service is the name that a service is of: web.test of _https._tcp.web.test.
+func service(name string) string {
+	for range 2 {
+		if label, rest, ok := strings.Cut(name, "."); ok && strings.HasPrefix(label, "_") {
+			name = rest
+		}
+	}
+	return name
+}
+
 // records asks the host's resolver, and passes on no more than fits, and no address: a target is a name, which needs a
-// rule of its own.
+// rule of its own. A service that is where no rule leads is withheld: apt, for one, would not try the name itself then.
 func (s *Server) records(ctx context.Context, r *reply, name string) error {
 	switch r.question.Type {
 	case dnsmessage.TypeTXT:
@@ -185,7 +199,7 @@ func (s *Server) records(ctx context.Context, r *reply, name string) error {
 	default:
 		found, err := s.Resolver.srv(ctx, name)
 		for _, srv := range found {
-			if target, ok := target(srv.Target); ok && len(r.answers) < maxRecords {
+			if target, ok := target(srv.Target); ok && s.Permit(hostOf(target)).Allow && len(r.answers) < maxRecords {
 				r.answers = append(r.answers, &dnsmessage.SRVResource{Priority: srv.Priority, Weight: srv.Weight, Port: srv.Port, Target: target})
 			}
 		}
@@ -201,6 +215,9 @@ func chunks(text string) []string {
 	}
 	return append(parts, text)
 }
+
+// hostOf is a target as policy knows it.
+func hostOf(target dnsmessage.Name) string { return strings.TrimSuffix(target.String(), ".") }
 
 func target(host string) (dnsmessage.Name, bool) {
 	name, err := policy.Normalize(host)

@@ -351,6 +351,19 @@ func TestRecordsOfOthers(t *testing.T) {
 	if m := ask("_x._tcp.example.com.", dnsmessage.TypeSRV, 0, false); len(m.Answers) != 1 || m.Answers[0].Body.(*dnsmessage.SRVResource).Port != 5222 {
 		t.Errorf("SRV: %+v", m)
 	}
+	// A target without a rule is no way for the guest, nor is a service that no rule names: it goes on without them.
+	up.has("TypeSRV _y._tcp.example.com.", &dnsmessage.SRVResource{Port: 443, Target: dnsmessage.MustNewName("cdn.other.example.")})
+	if m := ask("_y._tcp.example.com.", dnsmessage.TypeSRV, 0, false); m.RCode != 0 || len(m.Answers) > 0 {
+		t.Errorf("SRV that leads elsewhere: %+v", m)
+	}
+	alone, told, _ := server(t, &api.Network{Allow: rules(t, "web.test")})
+	for name, refusals := range map[string]int{"_https._tcp.web.test.": 0, "_https._tcp.other.test.": 1, "a._tcp.web.test.": 1} {
+		told.events = nil
+		q := query(t, name, dnsmessage.TypeSRV, 0)
+		if m := reading(t, q, alone.Answer(t.Context(), q, false)); m.RCode != dnsmessage.RCodeNameError || len(told.events) != refusals {
+			t.Errorf("%s: %+v, %d events, want %d", name, m, len(told.events), refusals)
+		}
+	}
 	if m := ask("missing.example.com.", dnsmessage.TypeTXT, 0, false); m.RCode != 0 || len(m.Answers) > 0 {
 		t.Errorf("none: %+v", m)
 	}
