@@ -79,10 +79,11 @@ func openNetwork(ctx context.Context, config *api.Config, past networkRecord, gi
 	n = &network{config: *config, events: events, placeholders: map[string]string{}, scopes: map[string][]string{}, values: map[string]secret.Value{}}
 	maps.Copy(n.placeholders, past.Placeholders)
 	maps.Copy(n.scopes, past.Scopes)
+	known := slices.Collect(maps.Keys(n.scopes))
 	for _, s := range config.Secrets {
 		n.scopes[s.Name] = s.Hosts
 	}
-	if n.policy, err = n.compile(config); err != nil {
+	if n.policy, err = n.compile(config, known); err != nil {
 		return nil, err
 	}
 	secrets, err := n.readSecrets(ctx, given)
@@ -243,8 +244,8 @@ func upstreamRoots(files []string) (*x509.CertPool, error) {
 
 // compile is policy.Compile, with TLS looked into wherever a secret of the guest
 // went, whether or not it has a value now.
-func (n *network) compile(config *api.Config) (*policy.Policy, error) {
-	p, err := policy.Compile(config)
+func (n *network) compile(config *api.Config, known []string) (*policy.Policy, error) {
+	p, err := policy.Compile(config, known...)
 	if err != nil {
 		return nil, err
 	}
@@ -314,7 +315,7 @@ func (n *network) change(edit func(*api.Network) error) (api.Network, error) {
 	if err := edit(&config.Network); err != nil {
 		return api.Network{}, err
 	}
-	compiled, err := n.compile(&config)
+	compiled, err := n.compile(&config, slices.Collect(maps.Keys(n.scopes)))
 	if err != nil {
 		return api.Network{}, err
 	}
@@ -384,11 +385,20 @@ func (s *supervisor) rules(_ context.Context, c ruleChange) (Rules, error) {
 	if err != nil {
 		return Rules{}, err
 	}
+	return rulesOf(&changed), s.keepRules()
+}
+
+// keepRules writes down which rules and secrets hold now, for copies and the next
+// start.
+func (s *supervisor) keepRules() error {
+	n := s.network
+	n.mu.Lock() // until it is written: of two changes at once the last is kept
+	defer n.mu.Unlock()
 	s.mu.Lock()
-	s.config.Network = changed
+	s.config.Network, s.config.Secrets, s.config.SecretIn = n.config.Network, n.config.Secrets, n.config.SecretIn
 	config := s.config
 	s.mu.Unlock()
-	return rulesOf(&changed), hostfs.WriteRecord(s.dir.Path(configName), &config)
+	return hostfs.WriteRecord(s.dir.Path(configName), &config)
 }
 
 func rulesOf(n *api.Network) Rules {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"github.com/matchlock/matchlock/api"
@@ -142,36 +143,57 @@ func (s Secrets) Revoke(ctx context.Context, name string) error {
 }
 
 func (s *supervisor) changeSecret(_ context.Context, c secretChange) error {
-	n := s.network
-	if n == nil {
+	if s.network == nil {
 		return ErrNoNetwork
 	}
-	known := false
-	for _, one := range n.config.Secrets {
-		known = known || one.Name == c.Name
-	}
-	if !known {
-		return fmt.Errorf("secret %q: %w", c.Name, ErrNotFound)
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	event := api.Event{Kind: api.EventPolicy, Verdict: api.Allowed, Reason: "secret " + c.Name + " rotated"}
 	if c.Revoke {
-		if err := n.secrets.Revoke(c.Name); err != nil {
+		if err := s.network.revoke(c.Name); err != nil {
 			return err
 		}
-		delete(n.values, c.Name)
-		event.Reason = "secret " + c.Name + " revoked"
-	} else {
-		value, err := secret.NewValue(c.Value)
-		if err == nil {
-			err = n.secrets.Rotate(c.Name, value)
-		}
-		if err != nil {
-			return fmt.Errorf("secret %q: %w", c.Name, err)
-		}
-		n.values[c.Name] = value
+		return s.keepRules()
 	}
-	n.events.add(event)
+	return s.network.rotate(c.Name, c.Value)
+}
+
+// checkSecret tells whether there is a secret. n is locked.
+func (n *network) checkSecret(name string) error {
+	if slices.ContainsFunc(n.config.Secrets, func(s api.Secret) bool { return s.Name == name }) {
+		return nil
+	}
+	return fmt.Errorf("secret %q: %w", name, ErrNotFound)
+}
+
+func (n *network) rotate(name string, value []byte) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := n.checkSecret(name); err != nil {
+		return err
+	}
+	v, err := secret.NewValue(value)
+	if err == nil {
+		err = n.secrets.Rotate(name, v)
+	}
+	if err != nil {
+		return fmt.Errorf("secret %q: %w", name, err)
+	}
+	n.values[name] = v
+	n.events.add(api.Event{Kind: api.EventPolicy, Verdict: api.Allowed, Reason: "secret " + name + " rotated"})
+	return nil
+}
+
+// revoke leaves no secret that a copy, or the next start, would read again.
+func (n *network) revoke(name string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := n.checkSecret(name); err != nil {
+		return err
+	}
+	if err := n.secrets.Revoke(name); err != nil {
+		return err
+	}
+	delete(n.values, name)
+	n.config.Secrets = slices.DeleteFunc(slices.Clone(n.config.Secrets), func(s api.Secret) bool { return s.Name == name })
+	n.config.SecretIn = slices.DeleteFunc(slices.Clone(n.config.SecretIn), func(p api.SecretPlaces) bool { return p.Name == name })
+	n.events.add(api.Event{Kind: api.EventPolicy, Verdict: api.Allowed, Reason: "secret " + name + " revoked"})
 	return nil
 }

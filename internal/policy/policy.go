@@ -71,8 +71,9 @@ func (e *Fault) Unwrap() error { return e.Err }
 func (e *Fault) Hint() string { return e.Fix }
 
 // Compile makes the policy that c.Network and c.Secrets say. The error holds every fault, as errors.Join does; each that
-// has a way out is a *Fault. What c points to must not change afterwards.
-func Compile(c *api.Config) (*Policy, error) {
+// has a way out is a *Fault. What c points to must not change afterwards. A host of a secret that no rule allows is a
+// fault, but for secrets in known: those of a sandbox that runs, or has run, whose rules have become fewer.
+func Compile(c *api.Config, known ...string) (*Policy, error) {
 	n := &c.Network
 	if n.None {
 		return &Policy{}, nil
@@ -111,7 +112,7 @@ func Compile(c *api.Config) (*Policy, error) {
 		}
 		p.secrets = append(p.secrets, secret{s.Name, scope})
 	}
-	p.checkSecrets(fault)
+	p.checkSecrets(known, fault)
 	p.checkSpliced(fault)
 	p.warn()
 	if len(faults) > 0 {
@@ -143,10 +144,10 @@ func addresses(mappings []api.HostIPMapping, fault func(error)) map[string][]net
 }
 
 // checkSecrets finds secrets that no request could carry. A secret grants nothing, so its hosts need rules.
-func (p *Policy) checkSecrets(fault func(error)) {
+func (p *Policy) checkSecrets(known []string, fault func(error)) {
 	for _, s := range p.secrets {
 		for _, host := range s.scope {
-			if !p.reachable(host) {
+			if !p.reachable(host) && !slices.Contains(known, s.name) {
 				fault(&Fault{fmt.Errorf("secret %q: no rule allows %s", s.name, host), "--allow-host " + host.String() + ":443"})
 			}
 		}
