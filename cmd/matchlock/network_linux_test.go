@@ -170,6 +170,7 @@ func testSpliced(t *testing.T, m *installed, s *servers) {
 	t.Run("secrets", func(t *testing.T) { testSecrets(t, m, "spliced", s) })
 	t.Run("copies", func(t *testing.T) { testNetworkCopies(t, m, "spliced", s) })
 	t.Run("again", func(t *testing.T) { testNetworkAgain(t, m, "spliced", s) })
+	t.Run("revoked", func(t *testing.T) { testRevoked(t, m, "spliced", s) })
 }
 
 // testIntercepted is about a sandbox whose TLS is all looked into.

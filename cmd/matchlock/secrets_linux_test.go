@@ -74,11 +74,6 @@ func testSecrets(t *testing.T, m *installed, box string, s *servers) {
 	}
 	m.hidden(t, box, bearer, placeholder)
 	s.saw(t, "Bearer "+second)
-	m.mustRun(t, "secret", "revoke", box, "TOKEN")
-	if r := m.call(t, box, bearer); !strings.Contains(r.stdout, " 403") {
-		t.Errorf("revoked: %s", r.stdout)
-	}
-	s.saw(t)
 	if r := m.run(t, []string{"TOKEN=" + theSecret}, "secret", "rotate", box, "TOKEN"); r.status != 0 {
 		t.Fatal(r.stderr)
 	}
@@ -176,9 +171,42 @@ func testNetworkCopies(t *testing.T, m *installed, box string, s *servers) {
 	})
 }
 
+// testRevoked takes the secret's value away, for good.
+func testRevoked(t *testing.T, m *installed, box string, s *servers) {
+	refused := func() {
+		t.Helper()
+		if r := m.call(t, box, bearer); !strings.Contains(r.stdout, " 403") {
+			t.Errorf("revoked: %s%s", r.stdout, r.stderr)
+		}
+		s.saw(t)
+	}
+	placeholder := m.placeholder(t, box)
+	s.app.saw()
+	m.mustRun(t, "secret", "revoke", box, "TOKEN")
+	refused()
+	if r := m.run(t, []string{"TOKEN=" + theSecret}, "secret", "rotate", box, "TOKEN"); r.status != 125 || !strings.Contains(r.stderr, "not found") {
+		t.Errorf("rotate of what was revoked: status %d\n%s", r.status, r.stderr)
+	}
+	m.mustRun(t, "stop", "-t", "0", box)
+	m.mustRun(t, "start", box)
+	bearer := "TOKEN=" + placeholder + "\n" + bearer
+	if r := m.call(t, box, bearer); !strings.Contains(r.stdout, " 403") {
+		t.Errorf("revoked, and started again: %s%s", r.stdout, r.stderr)
+	}
+	// Without a rule there is no way to where it went.
+	m.mustRun(t, "allow-list", "delete", box, s.at("api.test", s.app.port))
+	if r := m.call(t, box, `curl $API/echo 2>/dev/null; echo $?`); r.stdout != "6\n" {
+		t.Errorf("without a rule: %q", r.stdout)
+	}
+	s.saw(t)
+}
+
 // testNetworkAgain stops the sandbox and starts it again.
 func testNetworkAgain(t *testing.T, m *installed, box string, s *servers) {
 	placeholder, address := m.placeholder(t, box), m.address(t, box, "app.test")
+	// A secret does not keep a rule from being taken away.
+	m.mustRun(t, "allow-list", "delete", box, s.at("api.test", s.app.port))
+	m.mustRun(t, "allow-list", "add", box, s.at("api.test", s.app.port))
 	rules := m.run(t, nil, "allow-list", "show", box).stdout
 	m.mustRun(t, "stop", "-t", "0", box)
 	if r := m.run(t, nil, "start", box); r.status != 125 || !strings.Contains(r.stderr, "TOKEN") || !strings.Contains(r.stderr, "hint: ") {
