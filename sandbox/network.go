@@ -367,10 +367,15 @@ func (s *supervisor) rules(_ context.Context, c ruleChange) (Rules, error) {
 		defer s.network.mu.Unlock()
 		return rulesOf(&s.network.config.Network), nil
 	}
+	var events []api.Event
+	event := func(r api.Rule, what string) {
+		events = append(events, api.Event{Kind: api.EventPolicy, Verdict: api.Allowed, Reason: "rule " + r.String() + " " + what})
+	}
 	changed, err := s.network.change(func(n *api.Network) error {
 		for _, r := range c.Allow {
 			if !slices.Contains(n.Allow, r) {
 				n.Allow = append(n.Allow, r)
+				event(r, "added")
 			}
 		}
 		for _, r := range c.Delete {
@@ -379,11 +384,15 @@ func (s *supervisor) rules(_ context.Context, c ruleChange) (Rules, error) {
 				return &hintError{fmt.Errorf("rule %q: %w", r, ErrNotFound), "`matchlock allow-list show` lists them"}
 			}
 			n.Allow = slices.Delete(n.Allow, i, i+1)
+			event(r, "deleted")
 		}
 		return nil
 	})
 	if err != nil {
 		return Rules{}, err
+	}
+	for _, e := range events {
+		s.network.events.add(e)
 	}
 	return rulesOf(&changed), s.keepRules()
 }

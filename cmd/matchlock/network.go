@@ -238,7 +238,10 @@ func eventText(e api.Event) string {
 	if e.Port != 0 {
 		what = net.JoinHostPort(what, strconv.Itoa(int(e.Port)))
 	}
-	words := []string{fmt.Sprintf("%-7s %s %s %s", e.Verdict, e.Time.UTC().Format("2006-01-02T15:04:05Z"), e.Kind, what)}
+	words := []string{fmt.Sprintf("%-7s %s %s", e.Verdict, e.Time.UTC().Format("2006-01-02T15:04:05Z"), e.Kind)}
+	if what != "" {
+		words = append(words, what)
+	}
 	if e.Protocol != "" {
 		words = append(words, e.Protocol)
 	}
