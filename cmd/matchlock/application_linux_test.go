@@ -21,11 +21,12 @@ import (
 
 // application is a server in this process, which knows what it was sent.
 type application struct {
-	port   int
-	folder string        // of /private/
-	acks   chan string   // what came to /ack
-	more   chan string   // what /held sends next
-	gone   chan struct{} // one for each /held whose client is gone
+	port      int
+	datagrams int           // the port of datagrams, which come back
+	folder    string        // of /private/
+	acks      chan string   // what came to /ack
+	more      chan string   // what /held sends next
+	gone      chan struct{} // one for each /held whose client is gone
 
 	mu         sync.Mutex
 	authorized []string // values of Authorization, in the order in which they came
@@ -56,6 +57,26 @@ func startApplication(t *testing.T, certificate tls.Certificate, folder string) 
 		server.Close()
 	})
 	a.port = server.Listener.Addr().(*net.TCPAddr).Port
+	conn, err := net.ListenPacket("udp", hostPort(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var echoing sync.WaitGroup
+	t.Cleanup(func() {
+		conn.Close()
+		echoing.Wait()
+	})
+	echoing.Go(func() {
+		buffer := make([]byte, 64<<10)
+		for {
+			n, peer, err := conn.ReadFrom(buffer)
+			if err != nil {
+				return
+			}
+			conn.WriteTo(buffer[:n], peer)
+		}
+	})
+	a.datagrams = conn.LocalAddr().(*net.UDPAddr).Port
 	return a
 }
 

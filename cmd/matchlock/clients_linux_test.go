@@ -75,6 +75,16 @@ with requests.Session() as s:
     print(r.status_code, r.text)
     r = s.post(os.environ["APP"] + "/echo", data=(b"part" for i in range(3)), headers={"Authorization": "Bearer none"})
     print(r.text)`), fmt.Sprintf("200 0123456789\nPOST HTTP/1.1 12 %x Bearer none\n\n", sha256.Sum256([]byte("partpartpart")))},
+		{"datagrams", python(`
+import os, socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(20)
+s.connect(("app.test", int(os.environ["DATAGRAMS"])))
+for message in [b"one", b"x" * 8000]:
+    s.send(message)
+    print(s.recv(10000) == message)`), "True\nTrue\n"},
+		{"port of the host", `curl http://host.matchlock.internal:$PLAIN/protocol`, "HTTP/1.1 host.matchlock.internal\n"},
+		{"another name server", `cp /etc/resolv.conf /tmp && echo nameserver 8.8.8.8 >/etc/resolv.conf && getent hosts web.test; cat /tmp/resolv.conf >/etc/resolv.conf`, "198\\.1[89]\\..* +web.test\n"},
 		{"git over https", `cd $(mktemp -d) && git clone -q $WEB/repo.git && cat repo/hello`, "hello from git\n"},
 		{"git over ssh", `cd $(mktemp -d) && export GIT_SSH_COMMAND='ssh -i /client/key -o UserKnownHostsFile=/client/known_hosts -o StrictHostKeyChecking=yes'
 			git clone -q ssh://git@git.test:$GIT$DIR/repo.git && cat repo/hello && cd repo &&

@@ -15,7 +15,8 @@ func testRules(t *testing.T, m *installed, box string, s *servers) {
 		}
 	}
 	others := "allow " + s.at("web.test", s.web) + "\nallow " + s.at("web.test", s.plain) + "\n"
-	rest := "allow " + s.at("git.test", s.git) + "\nallow " + s.at("sql.test", s.sql) + "\n"
+	udp := s.at("app.test", s.app.datagrams) + "/udp"
+	rest := "allow " + s.at("git.test", s.git) + "\nallow " + s.at("sql.test", s.sql) + "\nallow " + udp + "\n"
 	show(others + "allow " + rule + "\n" + rest)
 
 	m.hold(t, box, "app.test", "$APP", "/tmp/held")
@@ -34,7 +35,7 @@ func testRules(t *testing.T, m *installed, box string, s *servers) {
 		t.Errorf("status %d for a rule that there is not\n%s", r.status, r.stderr)
 	}
 	// The last one removed leaves it sealed.
-	m.mustRun(t, "allow-list", "delete", box, s.at("web.test", s.web), s.at("web.test", s.plain), s.at("git.test", s.git), s.at("sql.test", s.sql), rule, s.at("other.test", s.web))
+	m.mustRun(t, "allow-list", "delete", box, s.at("web.test", s.web), s.at("web.test", s.plain), s.at("git.test", s.git), s.at("sql.test", s.sql), udp, rule, s.at("other.test", s.web))
 	show("")
 	if r := m.call(t, box, `curl $WEB/digits 2>/dev/null; echo $?`); r.stdout != "6\n" {
 		t.Errorf("sealed: %q", r.stdout)
