@@ -12,12 +12,11 @@ type guestConn struct {
 	net.Conn
 	f      *flow
 	peeked []byte // read, and not given out
-	closed chan struct{}
 	once   sync.Once
 }
 
 func newGuestConn(f *flow, c net.Conn) *guestConn {
-	g := &guestConn{Conn: c, f: f, closed: make(chan struct{})}
+	g := &guestConn{Conn: c, f: f}
 	f.hold(g)
 	return g
 }
@@ -64,17 +63,13 @@ func (g *guestConn) Close() error {
 	g.once.Do(func() {
 		g.f.release(g)
 		err = g.Conn.Close()
-		close(g.closed)
 	})
 	return err
 }
 
 // Abort resets the connection.
 func (g *guestConn) Abort() {
-	g.once.Do(func() {
-		abort(g.Conn)
-		close(g.closed)
-	})
+	g.once.Do(func() { abort(g.Conn) })
 }
 
 // closeWrite tells the other side that no more comes.

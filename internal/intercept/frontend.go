@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -79,9 +80,10 @@ type sessionKey struct{}
 // session is a connection on which a guest speaks HTTP.
 type session struct {
 	flow   *flow
-	guest  *guestConn
 	filter *filter // nil for HTTP/2, which net/http frames strictly
 	origin *origin
+
+	hijacked atomic.Bool // net/http has given the connection away
 }
 
 // frontConn is a session's connection as net/http has it.
@@ -101,10 +103,10 @@ func (c *frontConn) Close() error {
 	return err
 }
 
-// serveHTTP has a connection that speaks HTTP: conn is guest, or TLS over it.
-func (f *flow) serveHTTP(guest *guestConn, conn net.Conn, h2 bool, o *origin) error {
+// serveHTTP has a connection that speaks HTTP: the guest's, or TLS over it.
+func (f *flow) serveHTTP(conn net.Conn, h2 bool, o *origin) error {
 	defer o.close()
-	s := &session{flow: f, guest: guest, origin: o}
+	s := &session{flow: f, origin: o}
 	front := f.i.h1
 	if h2 {
 		front = f.i.h2
@@ -123,7 +125,10 @@ func (f *flow) serveHTTP(guest *guestConn, conn net.Conn, h2 bool, o *origin) er
 	}
 	select {
 	case <-c.closed:
-	case <-guest.closed: // cut
+		if s.hijacked.Load() {
+			f.waitRequests() // the WebSocket's other end has still to be told
+		}
+	case <-f.ctx.Done(): // cut
 	}
 	// Handlers end when their connection has, but for what they wait for upstream.
 	f.cancel(errEnded)

@@ -27,7 +27,7 @@ func (f *flow) serve(guest *guestConn, server *upstreamConn) error {
 		return f.serveTLS(guest, server, hello)
 	case http1, http2:
 		f.is("http", true)
-		return f.serveHTTP(guest, guest, k == http2, newOrigin(f, server, k == http2))
+		return f.serveHTTP(guest, k == http2, newOrigin(f, server, k == http2))
 	}
 	if len(early) > 0 {
 		if _, err := guest.Write(early); err != nil {
@@ -141,5 +141,5 @@ func (f *flow) terminate(guest *guestConn, server *upstreamConn, hello *clientHe
 		return fmt.Errorf("TLS with the guest: %w", err)
 	}
 	f.is("https", true)
-	return f.serveHTTP(guest, front, front.ConnectionState().NegotiatedProtocol == "h2", o)
+	return f.serveHTTP(front, front.ConnectionState().NegotiatedProtocol == "h2", o)
 }

@@ -111,6 +111,7 @@ func (w *countedWriter) Write(p []byte) (int, error) {
 // since its request would be a request of its own.
 func (x *exchange) hijack() (net.Conn, error) {
 	x.filter.settle(upgraded)
+	x.hijacked.Store(true)
 	x.status = http.StatusSwitchingProtocols
 	conn, buffered, err := http.NewResponseController(x.w).Hijack()
 	if err != nil {
@@ -167,6 +168,7 @@ func (x *exchange) relayMessages(ctx context.Context, out *http.Request) error {
 		options.Subprotocols = []string{name}
 	}
 	x.filter.settle(upgraded)
+	x.hijacked.Store(true)
 	x.status = http.StatusSwitchingProtocols
 	guest, err := websocket.Accept(x.w, x.r, options)
 	if err != nil {
