@@ -31,9 +31,7 @@ func (s *servers) clients(issuer string) []client {
 		{"upload HTTP/1.1 chunked", `curl $WEB/big | curl --http1.1 -H 'Transfer-Encoding: chunked' -T - $APP/echo`, fmt.Sprintf("PUT HTTP/1.1 %d %s \n", len(bigFile), sum)},
 		{"openssl s_client", `openssl s_client -connect ${WEB#https://} -servername web.test -verify_hostname web.test -verify_return_error -alpn h2 </dev/null 2>&1 |
 			grep -E '^(issuer=|ALPN|Verification)'`, "issuer=.*" + issuer + "\nVerification: OK\nALPN protocol: h2\n"},
-		{"server-sent events", `curl -N $APP/events | while read -r line; do case $line in
-			"data: "[0-9]) echo "$line"; curl "$APP/ack?n=${line#data: }";;
-			?*) echo "$line";; esac; done`, "data: 0\ndata: 1\ndata: 2\ndata: done\n"},
+		eventStream("$APP"),
 		{"python WebSocket", python(`
 import asyncio, os, ssl, websockets
 async def main():
@@ -94,6 +92,13 @@ for message in [b"one", b"x" * 8000]:
 			apt-get -qq update && apt-get -qq install tiny >/dev/null 2>&1 </dev/null; cat /opt/tiny`, "hello from a package\n"},
 		{"psql", `psql -h sql.test -p $SQL -U postgres -At -c 'select sum(n) from generate_series(1, 100000) n' -c "select length(repeat('x', 2000000))"`, "5000050000\n2000000\n"},
 	}
+}
+
+// eventStream is a client that acknowledges each event, which the server waits for.
+func eventStream(url string) client {
+	return client{"server-sent events", `curl -N ` + url + `/events | while read -r line; do case $line in
+		"data: "[0-9]) echo "$line"; curl "` + url + `/ack?n=${line#data: }";;
+		?*) echo "$line";; esac; done`, "data: 0\ndata: 1\ndata: 2\ndata: done\n"}
 }
 
 // python is a script of sh that has python run another.

@@ -117,7 +117,7 @@ func (m *installed) saw(t *testing.T, box string, s *servers, inspected bool) {
 	missing := map[kind]bool{}
 	for _, k := range []kind{
 		{"web.test", s.web, tls, inspected}, {"web.test", s.plain, "http", true}, {"app.test", s.app.port, tls, inspected},
-		{"git.test", s.git, "tcp", false}, {"sql.test", s.sql, "tcp", false}, {"app.test", s.app.datagrams, "udp", false},
+		{"git.test", s.git, "tcp", false}, {"sql.test", s.sql, "tcp", false},
 	} {
 		missing[k] = true
 	}

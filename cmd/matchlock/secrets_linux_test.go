@@ -62,6 +62,7 @@ func testSecrets(t *testing.T, m *installed, box string, s *servers) {
 	s.saw(t, "Basic "+basic)
 	m.work(t, box, []client{
 		{"git credential", `cd $(mktemp -d) && git -c credential.helper='!f() { echo username=git; echo "password=$TOKEN"; }; f' clone -q $API/private/repo.git && cat repo/hello`, "hello from git\n"},
+		eventStream("$API"), // whose events are searched, and not held back
 		{"in clear", `curl -w '%{http_code}\n' -H "Authorization: Bearer $TOKEN" http://web.test:$PLAIN/digits`, "(?s).*TOKEN.*\n403\n"},
 	})
 	m.refusals(t, box, []api.Event{
@@ -134,6 +135,12 @@ func testNetworkCopies(t *testing.T, m *installed, box string, s *servers) {
 		if r := m.call(t, box, `for i in $(seq 100); do grep -q still /tmp/held && break; sleep 0.1; done; cat /tmp/held; cat /tmp/held.status 2>&1`); !strings.HasPrefix(r.stdout, "held\nstill here\n") || !strings.Contains(r.stdout, "No such file") {
 			t.Errorf("the connection that was before: %q", r.stdout)
 		}
+		m.mustRun(t, "fork", "--name", "without", "--no-secrets", box)
+		if r := m.call(t, "without", bearer); !strings.Contains(r.stdout, " 403") {
+			t.Errorf("a copy without secrets: %s%s", r.stdout, r.stderr)
+		}
+		m.mustRun(t, "rm", "-f", "without")
+		s.saw(t)
 		sameNames(t, "copy")
 		m.hidden(t, "copy", bearer, placeholder)
 		s.saw(t, "Bearer "+theSecret)
