@@ -13,7 +13,7 @@ set -eu -o pipefail
 packages=(busybox-static ca-certificates e2fsprogs qemu-system-x86)
 case ${1:-} in
 run) ;;
-test) packages+=(cpio erofs-utils gcc libc6-dev mmdebstrap qemu-utils umoci) ;;
+test) packages+=(cpio erofs-utils gcc git libc6-dev mmdebstrap openssh-client qemu-utils umoci) ;;
 bench) packages+=(cpio mmdebstrap podman umoci) ;;
 kernel) packages=(bc bison flex gcc libc6-dev libelf-dev linux-source-6.1 xz-utils) ;;
 *)
