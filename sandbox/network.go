@@ -180,7 +180,7 @@ func (s *supervisor) openNetwork(ctx context.Context, again bool) (err error) {
 // attachNetwork serves the machine's link, from before its guest runs until after.
 func (s *supervisor) attachNetwork() error {
 	if s.network == nil {
-		return nil
+		return s.publish() // by the guest's loopback
 	}
 	link, err := s.machine.NetworkFD()
 	if err == nil {

@@ -128,3 +128,28 @@ func halfClose(t *testing.T, address string) {
 		t.Errorf("%s: %q, %v", address, answer, err)
 	}
 }
+
+// A sandbox without a network has published ports, too: by way of its loopback.
+func TestVMPortWithoutNetwork(t *testing.T) {
+	m := install(t)
+	m.mustRun(t, "run", "-d", "--name", "box", "--no-network", "-p", ":8000", "busybox", "sh", "-c", "while nc -l -p 8000 -e cat; do :; done")
+	defer m.mustRun(t, "rm", "-f", "box")
+	if r := m.run(t, nil, "exec", "box", "sh", "-c", "for i in $(seq 100); do grep -q :1F40 /proc/net/tcp6 && break; sleep 0.1; done; ls /sys/class/net"); r.stdout != "lo\n" {
+		t.Errorf("its interfaces are %q\n%s", r.stdout, r.stderr)
+	}
+	conn, err := net.Dial("tcp", m.portOf(t, "box", "8000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := io.WriteString(conn, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := io.ReadAll(conn); err != nil || string(answer) != "hello" {
+		t.Errorf("%q, %v", answer, err)
+	}
+}
