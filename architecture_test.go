@@ -53,8 +53,9 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/intercept": {ours: "api internal/names internal/policy internal/secret", outside: "github.com/andybalholm/brotli github.com/coder/websocket github.com/klauspost/compress"},
 	"internal/policy":    {ours: "api", outside: "go.yaml.in/yaml/v3 golang.org/x/net"},
 
-	"bench":     {ours: "api sandbox"},
-	"vm/vmtest": {ours: "api vm internal/agent internal/machine internal/wire"},
+	"bench":        {ours: "api sandbox"},
+	"bench/client": {},
+	"vm/vmtest":    {ours: "api vm internal/agent internal/machine internal/wire"},
 }
 
 func TestArrows(t *testing.T) {

@@ -23,6 +23,7 @@ type place struct {
 	matchlock string // the binary
 	images    string // of the tests, kept
 	kernels   string // of the tests' home, kept
+	tools     string // of the tests, kept
 	dir       string // removed by close
 	busybox   string // the image's tar, in dir
 }
@@ -53,7 +54,7 @@ func newPlace(ctx context.Context) (*place, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &place{matchlock: matchlock, images: filepath.Join(kept, "images"), kernels: kernels, dir: dir, busybox: filepath.Join(dir, "busybox.tar")}
+	p := &place{matchlock: matchlock, images: filepath.Join(kept, "images"), kernels: kernels, tools: filepath.Join(kept, "tools"), dir: dir, busybox: filepath.Join(dir, "busybox.tar")}
 	if err := p.furnish(ctx); err != nil {
 		p.close()
 		return nil, err

@@ -21,11 +21,12 @@ type podman struct {
 	orders   io.WriteCloser
 	statuses *bufio.Reader
 	log      string // of the last order
+	flags    string // of podman run
 	runRoot  string // not in the place's folder: podman wants its path short
 }
 
 // podmanShell imports an archive, then runs a container of it each time that it
-// reads a line, and writes the exit status of each. On hosts with both versions
+// reads a line, with the flags in that, and writes the exit status of each. On hosts with both versions
 // of control groups podman takes the mount of the second for the one that
 // counts, so that is hidden from it; nor can it go above its own limits where it
 // may not raise them.
@@ -35,22 +36,22 @@ const podmanShell = `
 	shift
 	"$@" import "$archive" localhost/busybox >"$log" 2>&1
 	echo $?
-	while read -r _; do
-		"$@" run --rm --network none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 localhost/busybox true </dev/null >"$log" 2>&1
+	while read -r flags; do
+		"$@" run --rm $flags --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 localhost/busybox true </dev/null >"$log" 2>&1
 		echo $?
 	done`
 
 // newPodman returns an error where podman cannot run, by which it is no fault.
-func newPodman(ctx context.Context, p *place) (_ *podman, err error) {
+func newPodman(ctx context.Context, p *place, flags string) (_ *podman, err error) {
 	program, err := exec.LookPath("podman")
 	if err != nil {
 		return nil, errors.New("podman is not installed")
 	}
-	dir := filepath.Join(p.dir, "podman")
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	dir, err := os.MkdirTemp(p.dir, "podman-")
+	if err != nil {
 		return nil, err
 	}
-	pod := &podman{log: filepath.Join(dir, "log")}
+	pod := &podman{log: filepath.Join(dir, "log"), flags: flags}
 	if pod.runRoot, err = os.MkdirTemp("", "podman-"); err != nil {
 		return nil, err
 	}
@@ -62,7 +63,8 @@ func newPodman(ctx context.Context, p *place) (_ *podman, err error) {
 	args := []string{"sh", "-c", podmanShell, pod.log, p.busybox,
 		program, "--root", filepath.Join(dir, "root"), "--runroot", pod.runRoot, "--cgroup-manager", "cgroupfs"}
 	if os.Geteuid() == 0 {
-		args = append([]string{"unshare", "--mount"}, args...) // what is mounted goes with the shell
+		// What is mounted goes with the shell, and so does the bridge.
+		args = append([]string{"unshare", "--mount", "--net"}, args...)
 	}
 	shell := exec.CommandContext(ctx, args[0], args[1:]...)
 	if pod.orders, err = shell.StdinPipe(); err != nil {
@@ -88,7 +90,7 @@ func newPodman(ctx context.Context, p *place) (_ *podman, err error) {
 
 // run runs a container.
 func (pod *podman) run() error {
-	if _, err := io.WriteString(pod.orders, "\n"); err != nil {
+	if _, err := io.WriteString(pod.orders, pod.flags+"\n"); err != nil {
 		return err
 	}
 	return pod.await()

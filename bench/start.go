@@ -17,9 +17,20 @@ import (
 )
 
 // start measures a whole `matchlock run` beside podman's, which has no machine to
-// start, and beside its own when that has to boot.
-func start(ctx context.Context, p *place, m *meter) (err error) {
-	pod, err := newPodman(ctx, p)
+// start, and beside its own when that has to boot. Podman's network is the one that
+// it has by itself.
+func start(ctx context.Context, p *place, m *meter) error {
+	return startBeside(ctx, p, m, "", []string{"run", "busybox", "true"}, []string{"run", "--cold", "busybox", "true"})
+}
+
+// startNone measures the same of sandboxes and containers without a network.
+func startNone(ctx context.Context, p *place, m *meter) error {
+	return startBeside(ctx, p, m, "--network none", []string{"run", "--no-network", "busybox", "true"})
+}
+
+// startBeside measures one of our commands, podman with flags, and our others.
+func startBeside(ctx context.Context, p *place, m *meter, podmanFlags string, first []string, others ...[]string) (err error) {
+	pod, err := newPodman(ctx, p, podmanFlags)
 	if err != nil {
 		if ctx.Err() != nil {
 			return err
@@ -29,7 +40,7 @@ func start(ctx context.Context, p *place, m *meter) (err error) {
 		defer func() { err = errors.Join(err, pod.close()) }()
 	}
 	for m.loop() {
-		if err := m.time(0, func() error { return run(ctx, p.matchlock, "run", "busybox", "true") }); err != nil {
+		if err := m.time(0, func() error { return run(ctx, p.matchlock, first...) }); err != nil {
 			return err
 		}
 		if pod != nil {
@@ -37,8 +48,10 @@ func start(ctx context.Context, p *place, m *meter) (err error) {
 				return err
 			}
 		}
-		if err := m.time(2, func() error { return run(ctx, p.matchlock, "run", "--cold", "busybox", "true") }); err != nil {
-			return err
+		for i, command := range others {
+			if err := m.time(2+i, func() error { return run(ctx, p.matchlock, command...) }); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -46,10 +59,15 @@ func start(ctx context.Context, p *place, m *meter) (err error) {
 
 // cold measures a `matchlock run` that boots beside the least that boots.
 func cold(ctx context.Context, p *place, m *meter) error {
+	initramfs, err := bareInitramfs(ctx, p.dir)
+	if err != nil {
+		return err
+	}
 	bare, err := newBareMachine(ctx, p)
 	if err != nil {
 		return err
 	}
+	bare.args = append(bare.args, "-initrd", initramfs)
 	for m.loop() {
 		if err := m.time(0, func() error { return run(ctx, p.matchlock, "run", "--cold", "busybox", "true") }); err != nil {
 			return err
@@ -64,11 +82,12 @@ func cold(ctx context.Context, p *place, m *meter) error {
 }
 
 // A bareMachine is matchlock's without what is matchlock's: the same QEMU,
-// accelerator, machine, memory, processors, kernel and kernel arguments, and
-// an initramfs of busybox alone; no disk, no network, no channel.
+// accelerator, machine, memory, processors, kernel and kernel arguments; no disk,
+// no network, no channel. What it runs is an initramfs.
 type bareMachine struct {
-	qemu string
-	args []string
+	qemu    string
+	args    []string
+	modules string // the kernel's, a folder
 }
 
 // up is what the bare machine prints when it is up.
@@ -78,10 +97,6 @@ const bootDeadline = 2 * time.Minute
 
 // newBareMachine learns from a sandbox what a machine of ours is made of.
 func newBareMachine(ctx context.Context, p *place) (*bareMachine, error) {
-	initramfs, err := bareInitramfs(ctx, p.dir)
-	if err != nil {
-		return nil, err
-	}
 	idle, err := p.idle(ctx, "--cold", "--log-level", "debug", "--log-format", "json")
 	if err != nil {
 		return nil, err
@@ -99,7 +114,7 @@ func newBareMachine(ctx context.Context, p *place) (*bareMachine, error) {
 	if err != nil || len(kernels) != 1 {
 		return nil, fmt.Errorf("%s: %d kernels %s, want 1", p.kernels, len(kernels), idle.release)
 	}
-	return &bareMachine{qemu, append(args, "-kernel", kernels[0], "-initrd", initramfs)}, nil
+	return &bareMachine{qemu, append(args, "-kernel", kernels[0]), filepath.Join(filepath.Dir(kernels[0]), "modules")}, nil
 }
 
 // bareArgs finds in a log how QEMU was told to boot a kernel, and takes of that
