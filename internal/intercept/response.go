@@ -18,6 +18,14 @@ import (
 func (x *exchange) respond(ctx context.Context, resp *http.Response) error {
 	h := resp.Header
 	dropHopByHop(h)
+	// Where what the guest gets has no length any more, what comes may have one. Then
+	// headers, body and end need not go out one by one, each of which would wake the
+	// guest. What a callback gives in its place may come whenever it likes.
+	whole := new(lengthed)
+	if resp.ContentLength > 0 && len(x.hooks) == 0 {
+		whole.ReadCloser, whole.left = resp.Body, resp.ContentLength
+		resp.Body = whole
+	}
 	if err := x.askAfter(ctx, resp); err != nil {
 		return err
 	}
@@ -40,11 +48,11 @@ func (x *exchange) respond(ctx context.Context, resp *http.Response) error {
 	}
 	x.status = resp.StatusCode
 	x.w.WriteHeader(resp.StatusCode)
-	if resp.ContentLength < 0 || len(resp.Trailer) > 0 {
+	if resp.ContentLength < 0 && whole.ReadCloser == nil || len(resp.Trailer) > 0 {
 		_ = control.Flush() // an error comes again with the body
 	}
 	announced := len(resp.Trailer)
-	if err := x.copyBody(resp.Body, control); err != nil {
+	if err := x.copyBody(resp.Body, control, whole.ended); err != nil {
 		return x.cause(err)
 	}
 	// Those that the body's end has brought may be others than were announced.
@@ -65,8 +73,24 @@ func (x *exchange) respond(ctx context.Context, resp *http.Response) error {
 
 var bodyBuffers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
-// copyBody hands on each piece at once.
-func (x *exchange) copyBody(body io.Reader, control *http.ResponseController) error {
+// lengthed is a body whose length is known.
+type lengthed struct {
+	io.ReadCloser
+	left int64 // bytes to come
+}
+
+func (l *lengthed) Read(p []byte) (int, error) {
+	n, err := l.ReadCloser.Read(p)
+	l.left -= int64(n)
+	return n, err
+}
+
+// ended says that there is one, and all of it was read.
+func (l *lengthed) ended() bool { return l.ReadCloser != nil && l.left <= 0 }
+
+// copyBody hands on each piece at once, unless the server has sent all: what is left
+// then is not waited for.
+func (x *exchange) copyBody(body io.Reader, control *http.ResponseController, ended func() bool) error {
 	var buffer []byte
 	small := make([]byte, smallBuffer) // until more comes: an answer may last for days
 	var large *[64 << 10]byte
@@ -90,8 +114,10 @@ func (x *exchange) copyBody(body io.Reader, control *http.ResponseController) er
 		if err != nil {
 			return err
 		}
-		if err := control.Flush(); err != nil {
-			return fmt.Errorf("the guest: %w", err)
+		if !ended() {
+			if err := control.Flush(); err != nil {
+				return fmt.Errorf("the guest: %w", err)
+			}
 		}
 		switch {
 		case large == nil && n == len(small):
