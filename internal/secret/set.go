@@ -112,9 +112,11 @@ func (s *Set) Revoke(name string) error {
 	})
 }
 
-// retire makes the value an old one.
+// retire makes the value an old one, if it has not been one before: who rotates
+// among a few values has these looked for, however often.
 func (b *bound) retire() {
-	if !b.value.IsZero() {
+	same := func(v Value) bool { return bytes.Equal(v.bytes(), b.value.bytes()) }
+	if !b.value.IsZero() && !slices.ContainsFunc(b.old, same) {
 		b.old = append(slices.Clip(b.old), b.value)
 	}
 	b.value = Value{}

@@ -151,6 +151,26 @@ func TestRotateAndRevoke(t *testing.T) {
 }
 
 // No value is in whatever fmt, encoding/json or log/slog make of what the package exports.
+// Who rotates among a few values for months has only these looked for.
+func TestRotateAgain(t *testing.T) {
+	set, err := NewSet([]Secret{{Name: "KEY", Placeholder: NewPlaceholder(), Hosts: func(string) bool { return true }}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 100 {
+		if err := set.Rotate("KEY", value(t, fmt.Sprint("value of secret ", n%3))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if old := set.state.Load().bound[0].old; len(old) != 3 {
+		t.Errorf("%d old values are kept, of 3", len(old))
+	}
+	h := http.Header{"X": {"value of secret 0, value of secret 1, value of secret 2"}}
+	if set.For("in").ResponseHeader(h); strings.Contains(h.Get("X"), "value") {
+		t.Errorf("a value is not redacted: %q", h.Get("X"))
+	}
+}
+
 func TestNothingPrintsValues(t *testing.T) {
 	const v = "unmistakable-value"
 	ph := NewPlaceholder()
