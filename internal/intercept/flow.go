@@ -3,6 +3,7 @@ package intercept
 import (
 	"context"
 	"errors"
+	"io"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -60,7 +61,9 @@ type flow struct {
 	failure   error // the first
 	conns     map[aborter]struct{}
 	requests  sync.WaitGroup
-	over      bool // no request begins any more
+	active    int         // requests
+	idle      *time.Timer // closes the connection; nil: somebody else does
+	over      bool        // no request begins any more
 }
 
 // policyFlow is the flow in the policy's terms, for one of its names.
@@ -180,6 +183,13 @@ func (f *flow) abort() {
 	}
 }
 
+// closeIdle has a connection closed when there was no request for idleTime.
+func (f *flow) closeIdle(c io.Closer) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.idle = time.AfterFunc(idleTime, func() { c.Close() })
+}
+
 // beginRequest counts a request, whose end the flow's end waits for. It is false
 // when the flow has ended.
 func (f *flow) beginRequest() bool {
@@ -189,13 +199,28 @@ func (f *flow) beginRequest() bool {
 		return false
 	}
 	f.requests.Add(1)
+	if f.active++; f.idle != nil {
+		f.idle.Stop()
+	}
 	return true
+}
+
+func (f *flow) endRequest() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.active--; f.active == 0 && f.idle != nil && !f.over {
+		f.idle.Reset(idleTime)
+	}
+	f.requests.Done()
 }
 
 // waitRequests waits for the requests that there are, and lets none begin.
 func (f *flow) waitRequests() {
 	f.mu.Lock()
 	f.over = true
+	if f.idle != nil {
+		f.idle.Stop()
+	}
 	f.mu.Unlock()
 	f.requests.Wait()
 }

@@ -17,7 +17,9 @@ const (
 	// headTime bounds the time in which a request's headers come.
 	headTime = 30 * time.Second
 	// idleTime is how long a guest's connection is kept between requests. It is
-	// longer than what servers allow, so that their limits are what counts.
+	// longer than what servers allow, so that their limits are what counts. With
+	// HTTP/2 net/http is not told: whenever a connection is cut that has streams, it
+	// starts that timer anew, and keeps all of the connection until it is through.
 	idleTime = 10 * time.Minute
 
 	// endTime is how long a guest that has ended its direction still gets answers,
@@ -43,13 +45,15 @@ func newFrontend(i *Interceptor, protocols *http.Protocols) *frontend {
 		Protocols:                    protocols,
 		DisableGeneralOptionsHandler: true, // the server that is meant answers
 		ReadHeaderTimeout:            headTime,
-		IdleTimeout:                  idleTime,
 		MaxHeaderBytes:               maxHead,
 		ErrorLog:                     slog.NewLogLogger(i.Logger.Handler(), slog.LevelDebug),
 		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReceiveBufferPerStream: 1 << 20, MaxReceiveBufferPerConnection: 4 << 20},
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, sessionKey{}, c.(*frontConn).session)
 		},
+	}
+	if protocols.HTTP1() {
+		s.server.IdleTimeout = idleTime
 	}
 	s.served.Go(func() { _ = s.server.Serve(s) }) // until close
 	return s
@@ -118,6 +122,9 @@ func (f *flow) serveHTTP(conn net.Conn, h2 bool, o *origin) error {
 		conn = s.filter
 	}
 	c := &frontConn{Conn: conn, session: s, closed: make(chan struct{})}
+	if h2 {
+		f.closeIdle(c)
+	}
 	select {
 	case front.conns <- c:
 	case <-f.ctx.Done():

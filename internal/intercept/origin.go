@@ -15,7 +15,9 @@ const (
 	// firstLife is how long the connection that a flow began with may wait for its
 	// first request. Servers close those that say nothing.
 	firstLife = 15 * time.Second
-	// spareLife is how long a connection to the server is kept unused.
+	// spareLife is how long a connection to the server is kept unused, with HTTP/1.
+	// With HTTP/2 there is one, which ends with the flow or when the server ends it:
+	// net/http would keep one that is cut for so long.
 	spareLife = 90 * time.Second
 
 	maxResponseHead = 256 << 10
@@ -53,6 +55,9 @@ func newOrigin(f *flow, server *upstreamConn, h2 bool) *origin {
 	o.transport.Protocols = new(http.Protocols)
 	o.transport.Protocols.SetHTTP1(!h2)
 	o.transport.Protocols.SetUnencryptedHTTP2(h2)
+	if !h2 {
+		o.transport.IdleConnTimeout = spareLife
+	}
 	return o
 }
 
@@ -75,14 +80,15 @@ func newTLSOrigin(f *flow, serverName string, protocols []string) *origin {
 func (o *origin) newTransport() *http.Transport {
 	return &http.Transport{
 		DisableCompression:     true,
-		IdleConnTimeout:        spareLife,
 		MaxIdleConnsPerHost:    maxStreams,
 		MaxConnsPerHost:        maxStreams,
 		MaxResponseHeaderBytes: maxResponseHead,
 		ExpectContinueTimeout:  time.Second, // as clients have it
 		ReadBufferSize:         4 << 10,
 		WriteBufferSize:        4 << 10,
-		HTTP2:                  &http.HTTP2Config{SendPingTimeout: time.Minute, PingTimeout: 15 * time.Second, MaxReceiveBufferPerStream: 1 << 20, MaxReceiveBufferPerConnection: 4 << 20},
+		// No pings: what times them keeps a connection, when it is cut, until the next
+		// is due. That a server is gone TCP's keep-alive finds out, as with HTTP/1.
+		HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: 1 << 20, MaxReceiveBufferPerConnection: 4 << 20},
 	}
 }
 
@@ -100,6 +106,9 @@ func (o *origin) connect(ctx context.Context, server *upstreamConn) {
 	o.transport.Protocols = new(http.Protocols)
 	o.transport.Protocols.SetHTTP1(o.protocol() == "http/1.1")
 	o.transport.Protocols.SetHTTP2(o.protocol() == "h2")
+	if o.protocol() == "http/1.1" {
+		o.transport.IdleConnTimeout = spareLife
+	}
 }
 
 func (o *origin) handshake(ctx context.Context, server *upstreamConn) (net.Conn, error) {

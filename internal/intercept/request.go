@@ -56,7 +56,7 @@ func (i *Interceptor) serveRequest(w http.ResponseWriter, r *http.Request) {
 	if !s.flow.beginRequest() {
 		panic(http.ErrAbortHandler)
 	}
-	defer s.flow.requests.Done()
+	defer s.flow.endRequest()
 	if s.filter != nil {
 		defer s.filter.answered()
 	}
