@@ -201,6 +201,23 @@ func (g *Guest) DialTCP(ctx context.Context, address netip.AddrPort) (*gonet.TCP
 	return gonet.DialContextTCP(ctx, g.stack, full(address), ipv4.ProtocolNumber)
 }
 
+// Reset ends a connection with a reset, as a program does that is killed with data
+// unread. The connection is the caller's to close all the same.
+func (g *Guest) Reset(c *gonet.TCPConn) {
+	local, remote := c.LocalAddr().(*net.TCPAddr), c.RemoteAddr()
+	if remote == nil {
+		return // it has ended
+	}
+	to := remote.(*net.TCPAddr)
+	e := g.stack.FindTransportEndpoint(ipv4.ProtocolNumber, tcp.ProtocolNumber, stack.TransportEndpointID{
+		LocalAddress: tcpip.AddrFromSlice(local.IP), LocalPort: uint16(local.Port),
+		RemoteAddress: tcpip.AddrFromSlice(to.IP), RemotePort: uint16(to.Port),
+	}, nicID)
+	if e != nil {
+		e.Abort()
+	}
+}
+
 // DialUDP returns a connected socket.
 func (g *Guest) DialUDP(address netip.AddrPort) (*gonet.UDPConn, error) {
 	remote := full(address)
