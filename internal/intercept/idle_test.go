@@ -12,7 +12,7 @@ type closes struct{ n atomic.Int32 }
 func (c *closes) Close() error { c.n.Add(1); return nil }
 
 // A connection is idle when there was no request for a while, not when one lasts.
-func TestIdle(t *testing.T) {
+func TestIdleHTTP2(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var closed closes
 		var f flow

@@ -111,7 +111,7 @@ type soakWorld struct {
 	*testing.T
 	internet *internet
 	roots    *CA
-	wire     *wire
+	wire     *soakWire
 	guest    *testnet.Guest
 	trusted  *x509.CertPool // by the guest
 

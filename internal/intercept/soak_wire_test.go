@@ -11,8 +11,8 @@ import (
 	"github.com/matchlock/matchlock/internal/testnet"
 )
 
-// wire is between a guest and the stacks that it has one after the other.
-type wire struct {
+// soakWire is between a guest and the stacks that it has one after the other.
+type soakWire struct {
 	guest net.Conn
 	pumps sync.WaitGroup
 	held  sync.RWMutex // by who pauses the guest
@@ -21,9 +21,9 @@ type wire struct {
 	stack net.Conn // nil: nobody is there
 }
 
-func newWire(t *testing.T) (*wire, *os.File) {
+func newWire(t *testing.T) (*soakWire, *os.File) {
 	ours, guest := testnet.Link(t)
-	w := &wire{guest: fileConn(t, ours)}
+	w := &soakWire{guest: fileConn(t, ours)}
 	w.pumps.Go(func() {
 		frame := make([]byte, 1<<16)
 		for {
@@ -53,7 +53,7 @@ func fileConn(t *testing.T, f *os.File) net.Conn {
 }
 
 // plug returns the end for a new stack.
-func (w *wire) plug(t *testing.T) *os.File {
+func (w *soakWire) plug(t *testing.T) *os.File {
 	host, other := testnet.Link(t)
 	conn := fileConn(t, other)
 	w.mu.Lock()
@@ -74,7 +74,7 @@ func (w *wire) plug(t *testing.T) *os.File {
 	return host
 }
 
-func (w *wire) unplug() {
+func (w *soakWire) unplug() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.stack.Close()
@@ -82,13 +82,13 @@ func (w *wire) unplug() {
 }
 
 // pause has the guest take nothing for a while.
-func (w *wire) pause(ctx context.Context, d time.Duration) {
+func (w *soakWire) pause(ctx context.Context, d time.Duration) {
 	w.held.Lock()
 	defer w.held.Unlock()
 	wait(ctx, d)
 }
 
-func (w *wire) close() {
+func (w *soakWire) close() {
 	w.guest.Close()
 	w.pumps.Wait()
 }
