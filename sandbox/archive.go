@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"slices"
 
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/image"
+	"github.com/matchlock/matchlock/internal/policy"
 	"github.com/matchlock/matchlock/internal/saved"
 	"github.com/matchlock/matchlock/internal/state"
 )
@@ -90,14 +92,7 @@ func (o Options) ImportSnapshot(ctx context.Context, name string, r io.Reader) (
 			return nil, fmt.Errorf("snapshot file: %w", err)
 		}
 		record := sent.Sandbox
-		// What reaches this host, and what would be read or run on it, is not a
-		// stranger's to choose. Rules go on to hold where they name what is public.
-		record.Config.Secrets, record.Config.SecretIn = nil, nil
-		n := &record.Config.Network
-		*n = api.Network{
-			None: n.None, MTU: n.MTU, DNSMode: n.DNSMode, AddHosts: n.AddHosts, Intercept: n.Intercept,
-			Allow: slices.DeleteFunc(n.Allow, api.Rule.IsAddress), Deny: n.Deny,
-		}
+		record.disarm()
 		record.ImageDigest, record.Imported, record.Snapshot, record.Requires = img.Digest, true, "", nil
 		return record, nil
 	})
@@ -134,4 +129,28 @@ func decodeSent(a *saved.Arrival) (*sentRecord, error) {
 		}
 	}
 	return &sent, nil
+}
+
+// disarm takes out of a record what is not a stranger's to choose: what reaches this
+// host, what would be read or run on it, and keys that others have. Rules go on to
+// hold where they name what is public.
+func (r *savedRecord) disarm() {
+	r.Config.Secrets, r.Config.SecretIn = nil, nil
+	n := &r.Config.Network
+	*n = api.Network{
+		None: n.None, MTU: n.MTU, DNSMode: n.DNSMode, Intercept: n.Intercept,
+		Allow: slices.DeleteFunc(n.Allow, api.Rule.IsAddress), Deny: n.Deny,
+		// The guest's file has all of them. To know one here is to open its address.
+		AddHosts: slices.DeleteFunc(n.AddHosts, func(h api.HostIPMapping) bool {
+			addr, err := netip.ParseAddr(h.IP)
+			if err != nil {
+				return true
+			}
+			_, special := policy.Special(addr)
+			return special
+		}),
+	}
+	if r.Network != nil {
+		r.Network.CA = nil
+	}
 }

@@ -2,9 +2,16 @@ package sandbox
 
 import (
 	"encoding/json"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/policy"
 	"github.com/matchlock/matchlock/internal/saved"
 )
 
@@ -34,5 +41,41 @@ func TestDecodeSent(t *testing.T) {
 		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
 			t.Errorf("%s: got %v, want %q", name, err, test.want)
 		}
+	}
+}
+
+// A stranger's snapshot opens nothing that is not public, by whatever way its network
+// has to do so, and brings no key along.
+func TestDisarm(t *testing.T) {
+	addr := netip.MustParseAddr("10.0.0.1")
+	rules := []api.Rule{{Target: "db"}, {Target: "web"}, {Target: "10.0.0.0/8"}}
+	hosts := []api.HostIPMapping{{Host: "db", IP: addr.String()}, {Host: "web", IP: "9.9.9.9"}}
+	r := savedRecord{Network: &networkRecord{CA: []byte("key")}}
+	r.Config.Secrets = []api.Secret{{Name: "TOKEN", Hosts: []string{"db"}, Source: api.SecretFile, Where: "/etc/shadow"}}
+	r.Config.Network = api.Network{
+		Allow: slices.Clone(rules), AddHosts: slices.Clone(hosts), Resolve: hosts, AllowPrivate: true,
+		HostPorts: []api.HostPort{{Port: 22, GuestPort: 22}}, Publish: []api.Publish{{GuestPort: 80}}, UpstreamCA: []string{"/etc/shadow"},
+		UpstreamProxy: "http://127.0.0.1:8080", Hooks: []api.Hook{{Action: api.HookAsk, Socket: "/run/docker.sock"}}, DNS: []netip.Addr{addr}, Splice: []string{"web"},
+	}
+	opened := func() bool {
+		p, err := policy.Compile(&r.Config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.Dial(policy.Flow{Name: "db", Port: 5432}, addr).Allow
+	}
+	if !opened() {
+		t.Error("it was not open before")
+	}
+	r.disarm()
+	if opened() {
+		t.Error("a private address is open")
+	}
+	want := api.Network{Allow: rules[:2], AddHosts: hosts[1:]}
+	if diff := cmp.Diff(want, r.Config.Network, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("its network (-want +got):\n%s", diff)
+	}
+	if len(r.Config.Secrets) > 0 || r.Network.CA != nil {
+		t.Error("it has secrets, or a CA that others know")
 	}
 }
