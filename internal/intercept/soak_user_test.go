@@ -16,8 +16,11 @@ import (
 // the other knows nothing of, as one that goes on from a snapshot. Every other time
 // all of the host's side is another too, and has what a snapshot keeps.
 func (w *soakWorld) changeStacks(ctx context.Context, r *rand.Rand, every time.Duration) {
-	for ctx.Err() == nil {
+	for {
 		wait(ctx, every/2+time.Duration(r.Int64N(int64(every))))
+		if ctx.Err() != nil {
+			return // with what is on its way left to end of itself
+		}
 		if r.IntN(3) == 0 {
 			w.wire.pause(ctx, time.Duration(r.Int64N(int64(500*time.Millisecond))))
 			continue
@@ -65,8 +68,11 @@ func (w *soakWorld) reopen(h *soakHost) *soakHost {
 // changeRules is the user, who changes rules and secrets.
 func (w *soakWorld) changeRules(ctx context.Context, r *rand.Rand) {
 	var taken api.Rule // is put back next time
-	for ctx.Err() == nil {
+	for {
 		wait(ctx, time.Duration(r.Int64N(int64(200*time.Millisecond))))
+		if ctx.Err() != nil {
+			return
+		}
 		w.mu.Lock()
 		n := &w.config.Network
 		switch i := r.IntN(10); {
