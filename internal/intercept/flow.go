@@ -230,10 +230,10 @@ func (f *flow) end() {
 	f.stop()
 	f.abort()
 	f.cancel(nil)
-	f.i.Event(f.event())
 	f.i.mu.Lock()
 	delete(f.i.flows, f)
 	f.i.mu.Unlock()
+	f.i.Event(f.event()) // who is told finds it gone
 	f.i.ended.Done()
 }
 

@@ -379,8 +379,9 @@ func TestPolicyChange(t *testing.T) {
 			t.Errorf("%+v", e)
 		}
 	}
-	for deadline := time.Now().Add(5 * time.Second); w.i.Flows() > 0 && time.Now().Before(deadline); {
-		<-w.event
+	w.waitEvent(func(e api.Event) bool { return e.Kind == api.EventFlow && e.Name == "b.test" })
+	if n := w.i.Flows(); n != 0 {
+		t.Errorf("%d flows", n)
 	}
 	if _, err := w.connect(netip.MustParseAddrPort("198.18.0.1:22")); err == nil {
 		t.Error("begun after the change")
