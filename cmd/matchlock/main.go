@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -66,6 +67,9 @@ func guestBinary() (guest *io.SectionReader, sum string) {
 }
 
 func main() {
+	// What net/http finds odd in a server's answer it quotes there, and an answer may
+	// hold a secret.
+	log.SetOutput(io.Discard)
 	// Secrets are in memory, and a core dump is a file.
 	syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{})
 	os.Exit(run(os.Args[1:]))
