@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/disk"
+	"github.com/matchlock/matchlock/internal/qemu"
 	"github.com/matchlock/matchlock/vm"
 )
 
@@ -397,6 +399,55 @@ func TestVMSocketsAndArguments(t *testing.T) {
 			t.Fatalf("no frame: %d, %v", n, err)
 		}
 	})
+}
+
+// TestVMOtherAddress has a copy have other addresses than the machine that it is a
+// copy of.
+func TestVMOtherAddress(t *testing.T) {
+	options := backendOptions(t)
+	options.Templates = t.TempDir()
+	var copies, made int
+	options.Warm = func(m bool, err error) {
+		if copies++; m {
+			made++
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	first := overlayConfig(t, "first")
+	for _, other := range []bool{false, true} {
+		config := *first
+		address, gateway := "192.168.100.2/24", "192.168.100.1"
+		if other {
+			config = *overlayConfig(t, "other")
+			config.OverlayLowerPaths = first.OverlayLowerPaths
+			config.GuestIP, config.GatewayIP, config.SubnetCIDR = "10.7.0.2", "10.7.0.1", "10.7.0.1/16"
+			address, gateway = "10.7.0.2/16", "10.7.0.1"
+		}
+		upper := config.OverlayUpperPath + ".of-template"
+		config.OverlayUpperPath, options.ScratchSize = upper, 1<<30
+		options.Scratch = func(ctx context.Context) error {
+			return disk.CreateScratch(ctx, upper, options.ScratchSize, options.CacheDir)
+		}
+		m, err := qemu.New(options).Create(t.Context(), &config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close(context.Background())
+		if err := m.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range []expectation{
+			{name: "address", line: "ip -o -4 addr show eth0 | awk '{ print $4 }'", want: address},
+			{name: "routes", line: "ip route | awk '{ print $1, $2, $3 }'", want: "default via " + gateway + "\n" + netip.MustParsePrefix(address).Masked().String() + " dev eth0"},
+		} {
+			e.check(t, m)
+		}
+	}
+	if made != 1 || copies != 2 {
+		t.Errorf("%d templates were made, and %d machines begun as copies; want 1 and 2", made, copies)
+	}
 }
 
 // A command line of the caller's own carries the boot parameters too.
