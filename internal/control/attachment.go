@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/matchlock/matchlock/internal/logs"
@@ -144,14 +145,25 @@ func (a *Attachment) endInput(err error) (first bool) {
 	return first
 }
 
-// Write sends input to the command and waits while that reads none.
+// sendInput writes a frame. That the other end has gone, or this one was closed, as a
+// command ends, is io.ErrClosedPipe: Next says why.
+func (a *Attachment) sendInput(kind byte, p []byte) error {
+	err := a.out.WriteFrame(kind, p)
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		return io.ErrClosedPipe
+	}
+	return err
+}
+
+// Write sends input to the command and waits while that reads none. The error is
+// io.ErrClosedPipe when the command has ended.
 func (a *Attachment) Write(p []byte) (n int, err error) {
 	for n < len(p) {
 		m, err := a.takeCredit(len(p) - n)
 		if err != nil {
 			return n, err
 		}
-		if err := a.out.WriteFrame(frameInput, p[n:n+m]); err != nil {
+		if err := a.sendInput(frameInput, p[n:n+m]); err != nil {
 			return n, err
 		}
 		n += m
@@ -170,12 +182,15 @@ func (a *Attachment) takeCredit(want int) (int, error) {
 	return n, a.ended
 }
 
-// CloseWrite ends this client's input.
+// CloseWrite ends this client's input, if the command has not ended before.
 func (a *Attachment) CloseWrite() error {
 	if !a.endInput(net.ErrClosed) {
 		return nil
 	}
-	return a.out.WriteFrame(frameInputEnd, nil)
+	if err := a.sendInput(frameInputEnd, nil); err != io.ErrClosedPipe {
+		return err
+	}
+	return nil
 }
 
 // Signal sends the command a signal, by its Linux number.
