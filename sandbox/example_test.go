@@ -391,7 +391,7 @@ func ExampleSandbox_Policy() {
 		if err != nil {
 			log.Fatal(err)
 		}
-		fmt.Println(e.Kind, e.Name, e.Verdict)
+		fmt.Println(e.Kind, e.Verdict)
 		if e.Kind == api.EventRequest {
 			break
 		}
@@ -399,7 +399,8 @@ func ExampleSandbox_Policy() {
 	// Output:
 	// hello api.test:PORT
 	//
-	// name api.test denied
-	// name api.test allowed
-	// request api.test allowed
+	// name denied
+	// policy allowed
+	// name allowed
+	// request allowed
 }
