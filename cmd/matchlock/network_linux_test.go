@@ -195,16 +195,17 @@ func testNetworkRefusals(t *testing.T, m *installed, box string, s *servers) {
 		return api.Event{Kind: api.EventRequest, Name: name, Port: uint16(port), Hint: hint}
 	}
 	const other = "--allow-host other.test, and connect to that"
+	// A refusal takes at most 2 seconds.
 	tests := []struct {
 		name   string
 		client client
 		event  api.Event
 	}{
-		{"name", client{"", `curl https://other.test:$PLAIN/ 2>&1; echo $?`, `curl: \(6\) Could not resolve host: other.test\n6\n`},
+		{"name", client{"", `curl --max-time 2 https://other.test:$PLAIN/ 2>&1; echo $?`, `curl: \(6\) Could not resolve host: other.test\n6\n`},
 			api.Event{Kind: api.EventName, Name: "other.test", Hint: "--allow-host other.test"}},
-		{"port", client{"", `curl https://web.test:1/ 2>/dev/null; echo $?`, `7\n`}, flow("web.test", "", 1, "--allow-host web.test:1")},
-		{"address", client{"", `curl http://10.1.2.3/ 2>/dev/null; echo $?`, `7\n`}, flow("", "10.1.2.3", 80, "--allow-host 10.1.2.3:80")},
-		{"metadata", client{"", `curl http://169.254.169.254/latest/ 2>/dev/null; echo $?`, `7\n`}, flow("", "169.254.169.254", 80, "--allow-host 169.254.169.254:80")},
+		{"port", client{"", `curl --max-time 2 https://web.test:1/ 2>/dev/null; echo $?`, `7\n`}, flow("web.test", "", 1, "--allow-host web.test:1")},
+		{"address", client{"", `curl --max-time 2 http://10.1.2.3/ 2>/dev/null; echo $?`, `7\n`}, flow("", "10.1.2.3", 80, "--allow-host 10.1.2.3:80")},
+		{"metadata", client{"", `curl --max-time 2 http://169.254.169.254/latest/ 2>/dev/null; echo $?`, `7\n`}, flow("", "169.254.169.254", 80, "--allow-host 169.254.169.254:80")},
 		{"UDP", client{"", python(`
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -215,11 +216,11 @@ try:
     s.recv(1)
 except ConnectionRefusedError:
     print("refused")`), `refused\n`}, flow("web.test", "", 9, "--allow-host web.test:9/udp")},
-		{"other host in clear", client{"", `curl -w '%{http_code}\n' -H 'Host: other.test' http://web.test:$PLAIN/digits`, `(?s).*other\.test.*--allow-host other\.test.*\n403\n`},
+		{"other host in clear", client{"", `curl --max-time 2 -w '%{http_code}\n' -H 'Host: other.test' http://web.test:$PLAIN/digits`, `(?s).*other\.test.*--allow-host other\.test.*\n403\n`},
 			request("web.test", s.plain, other)},
-		{"other host inside TLS", client{"", `curl --http1.1 -w '%{http_code}\n' -H 'Host: other.test' $WEB/digits`, `(?s).*other\.test.*\n4..\n`},
+		{"other host inside TLS", client{"", `curl --max-time 2 --http1.1 -w '%{http_code}\n' -H 'Host: other.test' $WEB/digits`, `(?s).*other\.test.*\n4..\n`},
 			request("web.test", s.web, other)},
-		{"other authority", client{"", `curl --http2 -w '%{http_code}\n' -H 'Host: other.test' $WEB/digits`, `(?s).*other\.test.*\n421\n`},
+		{"other authority", client{"", `curl --max-time 2 --http2 -w '%{http_code}\n' -H 'Host: other.test' $WEB/digits`, `(?s).*other\.test.*\n421\n`},
 			request("web.test", s.web, other)},
 		{"other server name", client{"", `openssl s_client -connect ${WEB#https://} -servername other.test </dev/null >/dev/null 2>&1; echo $?`, `1\n`},
 			flow("web.test", "", s.web, other)},

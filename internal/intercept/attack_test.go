@@ -149,19 +149,25 @@ func TestAttack(t *testing.T) {
 			}
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, intercepted("web.test", "*.web.test", "other.test"))
-			handler := func(rw http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == "/bad" || !strings.HasPrefix(r.Host, "web.test") {
-					t.Errorf("the server got %s %s of %s", r.Method, r.RequestURI, r.Host)
+		// Whether TLS is looked into makes a difference only to what is within it.
+		for what, rules := range map[string]func(...string) api.Config{"intercepted": intercepted, "spliced": allow} {
+			if what == "spliced" && within[name] {
+				continue
+			}
+			t.Run(name+", "+what, func(t *testing.T) {
+				w := newWorld(t, rules("web.test", "*.web.test", "other.test"))
+				handler := func(rw http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/bad" || !strings.HasPrefix(r.Host, "web.test") {
+						t.Errorf("the server got %s %s of %s", r.Method, r.RequestURI, r.Host)
+					}
 				}
-			}
-			to := w.web("web.test", 443, handler, func(s *http.Server) { s.ErrorLog = quiet })
-			for _, port := range []uint16{80, 8080} {
-				w.webAt(w.public("web.test", port), "web.test", false, handler)
-			}
-			attack(t, w, to)
-		})
+				to := w.web("web.test", 443, handler, func(s *http.Server) { s.ErrorLog = quiet })
+				for _, port := range []uint16{80, 8080} {
+					w.webAt(w.public("web.test", port), "web.test", false, handler)
+				}
+				attack(t, w, to)
+			})
+		}
 	}
 	for name, in := range smuggled {
 		t.Run("smuggling: "+name, func(t *testing.T) {
@@ -182,6 +188,14 @@ func TestAttack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// within are the attacks that need TLS to be ended here.
+var within = map[string]bool{
+	"fronting within terminated TLS, h1": true,
+	"fronting within terminated TLS, h2": true,
+	"CONNECT in h2":                      true,
+	"h2 where HTTP/1 was agreed on":      true,
 }
 
 func front(t *testing.T, w *world, protocol func(*http.Protocols, bool), status int) {
