@@ -179,6 +179,9 @@ const ruleForm = "want TARGET[:PORT[-PORT]][/tcp|/udp]"
 func (r *Rule) UnmarshalText(text []byte) error {
 	rest := string(text)
 	*r = Rule{}
+	if strings.Contains(rest, "://") {
+		return fmt.Errorf("rule %q: a URL; %s", text, ruleForm)
+	}
 	// A CIDR has a slash too.
 	if i := strings.LastIndexByte(rest, '/'); i >= 0 {
 		switch rest[i+1:] {

@@ -32,7 +32,7 @@ var (
 	// ErrSnapshotTaken says that there is a snapshot of the name.
 	ErrSnapshotTaken = errors.New("there is one already")
 	// ErrNoNetwork says that the sandbox has no network.
-	ErrNoNetwork = errors.New("the sandbox has no network")
+	ErrNoNetwork = errors.New("it has no network")
 	// ErrTimeout says that the first command was ended because Config.Timeout ran out.
 	ErrTimeout = errors.New("timeout")
 )

@@ -358,9 +358,14 @@ type ruleChange struct {
 	Delete []api.Rule `json:"delete,omitempty"`
 }
 
+// noNetwork says why there is nothing to change.
+func (s *supervisor) noNetwork() error {
+	return fmt.Errorf("sandbox %q: %w", s.dir.Record().Name, ErrNoNetwork)
+}
+
 func (s *supervisor) rules(_ context.Context, c ruleChange) (Rules, error) {
 	if s.network == nil {
-		return Rules{}, ErrNoNetwork
+		return Rules{}, s.noNetwork()
 	}
 	if len(c.Allow)+len(c.Delete) == 0 {
 		s.network.mu.Lock()

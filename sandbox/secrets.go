@@ -64,7 +64,7 @@ func readSecret(ctx context.Context, s api.Secret) (secret.Value, error) {
 		}
 		value, ok := os.LookupEnv(name)
 		if !ok {
-			return secret.Value{}, &hintError{fmt.Errorf("the environment has no variable %s", name), fmt.Sprintf("set %s, or take the value from elsewhere with --secret-file or --secret-cmd", name)}
+			return secret.Value{}, &hintError{fmt.Errorf("the environment has no variable %s", name), fmt.Sprintf("set %s, or have the value come from a file or a command: see --help", name)}
 		}
 		return secret.NewValue([]byte(value))
 	case api.SecretFile:
@@ -144,7 +144,7 @@ func (s Secrets) Revoke(ctx context.Context, name string) error {
 
 func (s *supervisor) changeSecret(_ context.Context, c secretChange) error {
 	if s.network == nil {
-		return ErrNoNetwork
+		return s.noNetwork()
 	}
 	if c.Revoke {
 		if err := s.network.revoke(c.Name); err != nil {
