@@ -146,8 +146,18 @@ func New(o Options) (*Interceptor, error) {
 }
 
 // TCP has a connection that the guest asks for. It returns when that has ended.
-func (i *Interceptor) TCP(ctx context.Context, guest Flow) {
-	f := i.begin(ctx, guest, false)
+func (i *Interceptor) TCP(ctx context.Context, guest Flow) { i.carry(ctx, guest, false, (*flow).serve) }
+
+// UDP has datagrams between the guest's port and another. It returns when there
+// are none any more.
+func (i *Interceptor) UDP(ctx context.Context, guest Flow) {
+	i.carry(ctx, guest, true, (*flow).relayDatagrams)
+}
+
+// carry has a flow from its beginning to its end: it is accepted only when there is
+// somebody at its other end, and serve is given both.
+func (i *Interceptor) carry(ctx context.Context, guest Flow, udp bool, serve func(*flow, *guestConn, *upstreamConn) error) {
+	f := i.begin(ctx, guest, udp)
 	if f == nil {
 		guest.Refuse()
 		return
@@ -167,7 +177,7 @@ func (i *Interceptor) TCP(ctx context.Context, guest Flow) {
 	}
 	conn := newGuestConn(f, accepted)
 	defer conn.Close()
-	if err := f.serve(conn, upstream); err != nil {
+	if err := serve(f, conn, upstream); err != nil {
 		f.fail(err)
 	}
 }

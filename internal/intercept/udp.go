@@ -1,7 +1,6 @@
 package intercept
 
 import (
-	"context"
 	"errors"
 	"io"
 	"net"
@@ -18,39 +17,11 @@ const (
 	maxDatagram = 65507
 )
 
-// UDP has datagrams between the guest's port and another. It returns when there
-// are none any more.
-func (i *Interceptor) UDP(ctx context.Context, guest Flow) {
-	f := i.begin(ctx, guest, true)
-	if f == nil {
-		guest.Refuse()
-		return
-	}
-	defer f.end()
-	upstream, err := f.open()
-	if err != nil {
-		guest.Refuse()
-		f.fail(err)
-		return
-	}
-	defer upstream.Close()
-	accepted, err := guest.Accept()
-	if err != nil {
-		f.fail(err)
-		return
-	}
-	conn := newGuestConn(f, accepted)
-	defer conn.Close()
-	if err := f.relayDatagrams(conn, upstream); err != nil {
-		f.fail(err)
-	}
-}
-
 var datagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }}
 
 // relayDatagrams passes datagrams on, both ways, until there were none for a
 // while, or nobody takes them.
-func (f *flow) relayDatagrams(guest, server net.Conn) error {
+func (f *flow) relayDatagrams(guest *guestConn, server *upstreamConn) error {
 	var last atomic.Int64 // when there was one, in nanoseconds
 	last.Store(time.Now().UnixNano())
 	var ended atomic.Bool
