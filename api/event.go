@@ -1,6 +1,10 @@
 package api
 
-import "time"
+import (
+	"net"
+	"strconv"
+	"time"
+)
 
 // Event tells what the guest did, or tried, on its network: one for each name it
 // asked for, each flow, and each request that was looked into.
@@ -42,6 +46,19 @@ type Event struct {
 
 	// Lost is the number of events that there was no room for; of EventLost alone.
 	Lost int64 `json:"lost,omitempty"`
+}
+
+// Target is what the guest wanted: the name, or else the address, and the port if there
+// is one. Empty: the event is about neither.
+func (e Event) Target() string {
+	what := e.Name
+	if what == "" {
+		what = e.Address
+	}
+	if e.Port != 0 {
+		what = net.JoinHostPort(what, strconv.Itoa(int(e.Port)))
+	}
+	return what
 }
 
 // EventKind says what an event is about.

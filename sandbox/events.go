@@ -154,15 +154,8 @@ func (s *supervisor) tellDenied(last []api.Event) {
 // DenialText is a refusal in a line for people and programs: when, what, why, and
 // the flag that would have allowed it.
 func DenialText(e api.Event) string {
-	what := e.Name
-	if what == "" {
-		what = e.Address
-	}
-	if e.Port != 0 {
-		what = fmt.Sprintf("%s:%d", what, e.Port)
-	}
 	text := e.Time.UTC().Format(time.RFC3339) + " " + string(e.Kind)
-	if what != "" {
+	if what := e.Target(); what != "" {
 		text += " " + what
 	}
 	if e.Method != "" {

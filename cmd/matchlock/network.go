@@ -22,7 +22,6 @@ type networkFlags struct {
 	places  []api.SecretPlaces
 	file    string
 	presets []string
-	ip      []string // of --dns
 }
 
 func (f *networkFlags) define(cmd *cobra.Command) {
@@ -41,7 +40,7 @@ func (f *networkFlags) define(cmd *cobra.Command) {
 	group(cmd, "Names", func(fs *pflag.FlagSet) {
 		list(fs, "add-host", "add `NAME:IP` to the guest's hosts file", &n.AddHosts, api.ParseHost)
 		list(fs, "resolve", "say what a name is on this host's side, `NAME:IP`", &n.Resolve, api.ParseHost)
-		fs.StringArrayVar(&f.ip, "dns", nil, "resolve names by asking the server at `IP` (default as this host does)")
+		list(fs, "dns", "resolve names by asking the server at `IP` (default as this host does)", &n.DNS, api.ParseIP)
 		fs.StringVar((*string)(&n.DNSMode), "dns-mode", "", "`MODE` of the addresses that the guest is told: synthetic or real (default synthetic)")
 		fs.IntVar(&n.MTU, "mtu", 0, "`BYTES` of a packet (default 1500)")
 	})
@@ -82,13 +81,6 @@ func parseSecret(source api.SecretSource) func(string) (api.Secret, error) {
 
 // into lays what the flags say over a configuration: they add to its lists.
 func (f *networkFlags) into(c *api.Config) error {
-	for _, text := range f.ip {
-		addr, err := api.ParseIP(text)
-		if err != nil {
-			return fmt.Errorf("--dns: %w", err)
-		}
-		f.network.DNS = append(f.network.DNS, addr)
-	}
 	c.AddNetwork(f.network)
 	c.Secrets, c.SecretIn = append(c.Secrets, f.secrets...), append(c.SecretIn, f.places...)
 	return sandbox.ApplyPolicy(c, f.file, f.presets)
@@ -209,7 +201,7 @@ func (a *app) eventsCommand() *cobra.Command {
 connections, and the requests within those that were looked into. What was refused says
 why, and which flag would have allowed it.`,
 		Args:              positional("SANDBOX"),
-		ValidArgsFunction: a.completeSandboxes(1, func(api.Info) bool { return true }),
+		ValidArgsFunction: a.completeSandboxes(1, anyStatus),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.options().Events(cmd.Context(), args[0], q, func(e api.Event) error {
 				if asJSON {
@@ -231,15 +223,8 @@ func eventText(e api.Event) string {
 	if e.Verdict == api.Denied {
 		return "denied  " + sandbox.DenialText(e)
 	}
-	what := e.Name
-	if what == "" {
-		what = e.Address
-	}
-	if e.Port != 0 {
-		what = net.JoinHostPort(what, strconv.Itoa(int(e.Port)))
-	}
 	words := []string{fmt.Sprintf("%-7s %s %s", e.Verdict, e.Time.UTC().Format("2006-01-02T15:04:05Z"), e.Kind)}
-	if what != "" {
+	if what := e.Target(); what != "" {
 		words = append(words, what)
 	}
 	if e.Protocol != "" {
@@ -380,7 +365,7 @@ decides: by the rules of a sandbox, or by those that the flags give. Nothing is 
 and nothing is sent. The exit status is 1 when it would be refused.`,
 		Example:           "  matchlock policy explain --preset pypi https://pypi.org/simple\n  matchlock policy explain agent ssh.github.com:22",
 		Args:              positional("URL", "[URL]"),
-		ValidArgsFunction: a.completeSandboxes(1, func(api.Info) bool { return true }),
+		ValidArgsFunction: a.completeSandboxes(1, anyStatus),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			config := api.Config{Image: "none"}
 			if len(args) == 2 {
