@@ -31,7 +31,6 @@ type published struct {
 const (
 	maxPublishedConns = 4096            // at once, of a sandbox
 	pausedWait        = 5 * time.Second // how long a connection waits for a sandbox that stands still
-	udpIdle           = 60 * time.Second
 	maxDatagram       = 65507
 )
 
@@ -189,12 +188,11 @@ func (p *published) serveUDP(conn *net.UDPConn, port uint16) {
 	}
 }
 
-// answerUDP passes on what the guest answers, until it has said nothing for long.
+// answerUDP passes on what the guest answers, until the flow has been idle for long.
 func answerUDP(conn *net.UDPConn, to netip.AddrPort, flow *netstack.UDPConn) {
 	defer flow.Close()
 	answer := make([]byte, maxDatagram)
 	for {
-		flow.SetReadDeadline(time.Now().Add(udpIdle))
 		n, err := flow.Read(answer)
 		if err != nil {
 			return
