@@ -174,6 +174,9 @@ func (s *supervisor) openNetwork(ctx context.Context, again bool) (err error) {
 		}
 		return err
 	})
+	if s.dir.Record().AutoRemove {
+		return nil // it is not started again, however it ends
+	}
 	return s.network.keep(s.dir)
 }
 
@@ -221,6 +224,9 @@ func nameHosts(c *api.Network, table *names.Table) error {
 	return nil
 }
 
+// maxUpstreamCA bounds a file of certificates, in bytes.
+const maxUpstreamCA = 4 << 20
+
 // upstreamRoots are the host's, and those in files.
 func upstreamRoots(files []string) (*x509.CertPool, error) {
 	if len(files) == 0 {
@@ -231,7 +237,7 @@ func upstreamRoots(files []string) (*x509.CertPool, error) {
 		pool = x509.NewCertPool() // a host without any
 	}
 	for _, path := range files {
-		pem, err := os.ReadFile(path)
+		pem, err := hostfs.ReadLimited(path, maxUpstreamCA)
 		if err != nil {
 			return nil, fmt.Errorf("upstream CA: %w", err)
 		}

@@ -19,27 +19,18 @@ const maxPolicy = 1 << 20
 // ApplyPolicy adds what a file says (YAML, see docs/network.md; "" is none), and
 // what presets do, to a configuration. A key that there is not is an error.
 func ApplyPolicy(config *api.Config, path string, presets []string) error {
+	var document policy.Document
 	if path != "" {
 		text, err := hostfs.ReadLimited(path, maxPolicy)
 		if err != nil {
 			return fmt.Errorf("policy: %w", err)
 		}
-		document, err := policy.Parse(text, path)
-		if err != nil {
-			return err
-		}
-		if err := document.Merge(config); err != nil {
+		if document, err = policy.Parse(text, path); err != nil {
 			return err
 		}
 	}
-	for _, name := range presets {
-		network, err := policy.Preset(name)
-		if err != nil {
-			return err
-		}
-		config.AddNetwork(network)
-	}
-	return nil
+	document.Presets = append(document.Presets, presets...)
+	return document.Merge(config)
 }
 
 // Explanation says what would become of a connection, and why; Verdict is of one

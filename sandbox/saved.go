@@ -196,7 +196,8 @@ func OpenSaved(text []byte, files []*os.File) (*Saved, error) {
 // s.Config, in which these may have changed: Command and Entrypoint, for a first
 // command in the place of the one that goes on, which goes on too; Env, User,
 // WorkDir and Timeout of commands to come; Hostname, Labels, and hosts that were
-// added; all of Network but None, MTU and DNSMode; and Secrets. What it acquires and what ctx bounds is as with New.
+// added; all of Network but None, MTU and DNSMode; and Secrets. What it acquires and
+// what ctx bounds is as with New.
 func (o Options) Restore(ctx context.Context, s *Saved, config api.Config) (*Sandbox, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err

@@ -62,6 +62,18 @@ type Preparation struct {
 	Roots []byte
 }
 
+// Bundles are the files in which distributions have the certificates that they trust.
+// The first one is made where an image has none.
+func Bundles() []string {
+	return []string{
+		"/etc/ssl/certs/ca-certificates.crt",                // Debian, Alpine, Arch
+		"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", // Fedora and its like
+		"/etc/pki/tls/certs/ca-bundle.crt",                  // their older releases
+		"/etc/ssl/ca-bundle.pem",                            // SUSE
+		"/etc/ssl/cert.pem",                                 // what BSDs and libressl read
+	}
+}
+
 func (p *Preparation) encode() []byte {
 	var e wire.Encoder
 	e.String(p.Params)

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/matchlock/matchlock/internal/agent"
 )
 
 // trust is the places at which programs look for whom to trust. Into each goes the
@@ -32,16 +34,6 @@ type room struct {
 	path    string
 	mapping []byte // whole pages; nil after release
 	content []byte // of them what is the room
-}
-
-// Bundles of trusted certificates, as the distributions have them. The first one
-// is made where there is none.
-var bundles = []string{
-	"/etc/ssl/certs/ca-certificates.crt",                // Debian, Alpine, Arch
-	"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", // Fedora and its like
-	"/etc/pki/tls/certs/ca-bundle.crt",                  // their older releases
-	"/etc/ssl/ca-bundle.pem",                            // SUSE
-	"/etc/ssl/cert.pem",                                 // what BSDs and libressl read
 }
 
 const (
@@ -80,7 +72,7 @@ func prepareTrust(roots []byte) (*trust, error) {
 	t := new(trust)
 	bundle := ""
 	seen := map[string]bool{}
-	for _, path := range bundles {
+	for _, path := range agent.Bundles() {
 		real, err := filepath.EvalSymlinks(path)
 		if err != nil || seen[real] {
 			continue // an image has some of them
@@ -94,7 +86,7 @@ func prepareTrust(roots []byte) (*trust, error) {
 		}
 	}
 	if bundle == "" {
-		bundle = bundles[0]
+		bundle = agent.Bundles()[0]
 		if err := t.makeRoom(bundle, roots); err != nil {
 			return nil, err
 		}

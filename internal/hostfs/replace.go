@@ -46,12 +46,7 @@ func WriteRecord(path string, v any) error {
 
 // ReadRecord reads what WriteRecord wrote. When it fails, as it does for a file of more than MaxRecord bytes, v means nothing.
 func ReadRecord(path string, v any) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, MaxRecord))
+	data, err := ReadLimited(path, MaxRecord)
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/agent"
+	"github.com/matchlock/matchlock/internal/hostfs"
 	"github.com/matchlock/matchlock/internal/wire"
 	"github.com/matchlock/matchlock/vm"
 )
@@ -484,8 +485,8 @@ const maxCA = 1800
 // with a CA alone to trust they could reach nobody else. Nil where they are not
 // found.
 func hostRoots() []byte {
-	for _, path := range []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem"} {
-		if roots, err := os.ReadFile(path); err == nil && len(roots) <= agent.MaxRoots {
+	for _, path := range agent.Bundles() {
+		if roots, err := hostfs.ReadLimited(path, agent.MaxRoots); err == nil {
 			return roots
 		}
 	}
