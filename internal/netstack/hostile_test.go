@@ -65,15 +65,7 @@ func arp(op uint8, senderMAC, senderIP, targetIP string) []byte {
 // address of the guest's own kernel is another, so it says nothing.
 func bare(tb testing.TB, config netstack.Config, handler netstack.Handler) (*netstack.Stack, *testnet.Guest) {
 	tb.Helper()
-	noLeaks(tb)
-	host, other := testnet.Link(tb)
-	config.Link, config.Gateway, config.Guest, config.GuestMAC = host, gateway, guestIP, guestMAC
-	s, err := netstack.New(tb.Context(), config, handler)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { s.Close() })
-	return s, testnet.NewGuest(tb, other, testnet.GuestConfig{
+	return startWith(tb, config, handler, testnet.GuestConfig{
 		Address: netip.MustParsePrefix("10.9.9.9/24"),
 		Gateway: netip.MustParseAddr("10.9.9.1"),
 	})

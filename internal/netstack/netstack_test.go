@@ -27,6 +27,11 @@ var (
 // start returns a stack and a guest on one link.
 func start(tb testing.TB, config netstack.Config, handler netstack.Handler) (*netstack.Stack, *testnet.Guest) {
 	tb.Helper()
+	return startWith(tb, config, handler, testnet.GuestConfig{MTU: config.MTU})
+}
+
+func startWith(tb testing.TB, config netstack.Config, handler netstack.Handler, of testnet.GuestConfig) (*netstack.Stack, *testnet.Guest) {
+	tb.Helper()
 	noLeaks(tb)
 	host, other := testnet.Link(tb)
 	config.Link, config.Gateway, config.Guest, config.GuestMAC = host, gateway, guestIP, guestMAC
@@ -35,7 +40,7 @@ func start(tb testing.TB, config netstack.Config, handler netstack.Handler) (*ne
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { s.Close() })
-	return s, testnet.NewGuest(tb, other, testnet.GuestConfig{MTU: config.MTU})
+	return s, testnet.NewGuest(tb, other, of)
 }
 
 // noLeaks fails the test when goroutines are left that have to do with networks.

@@ -15,7 +15,7 @@ func TestNormalize(t *testing.T) {
 		"PyPI.ORG.":                    "pypi.org",
 		"printer":                      "printer",
 		"_dmarc.Example.com":           "_dmarc.example.com",
-		"_http._tcp.deb.debian.org":    "_http._tcp.deb.debian.org",
+		"_http._tcp.mirror.example":    "_http._tcp.mirror.example",
 		"r3---sn-abc.googlevideo.com":  "r3---sn-abc.googlevideo.com", // no IDNA, for all its hyphens
 		"bücher.example":               "xn--bcher-kva.example",
 		"BÜCHER.example":               "xn--bcher-kva.example",
