@@ -29,37 +29,12 @@ const tokenName = "BENCH_TOKEN"
 // whose link is gvproxy's. Both are the same QEMU, machine, processors and kernel;
 // both have an MTU of 1500 and get it by busybox's wget, measured by the guest's
 // clock. Theirs has no file system but its initramfs, and nothing of ours in it.
-func download(ctx context.Context, p *place, m *meter) (err error) {
-	s, err := p.serve(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.close()) }()
-	sb, err := p.networked(ctx, s)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, sb.close()) }()
-	theirs, err := newGvproxyGuest(ctx, p)
-	if err != nil {
-		if ctx.Err() != nil {
-			return err
-		}
-		m.skip(1, err)
-	} else {
-		defer func() { err = errors.Join(err, theirs.close()) }()
-	}
-	for m.loop() {
-		if err := recordTook(m, 0)(sb.exec(ctx, "sh", "-c", wget(s.plainURL(plainName)))); err != nil {
-			return err
-		}
-		if theirs != nil {
-			if err := recordTook(m, 1)(theirs.do(ctx, wget(s.plainURL(gvproxyHost)))); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+func download(ctx context.Context, p *place, m *meter) error {
+	return besidePeer(ctx, p, m, peer{
+		start:  func(*server) (*peerGuest, error) { return newGvproxyGuest(ctx, p) },
+		ours:   func(s *server) string { return wget(s.plainURL(plainName)) },
+		theirs: func(s *server) string { return wget(s.plainURL(gvproxyHost)) },
+	})
 }
 
 // wget is a command line that gets something and tells how long it took, as client
@@ -71,18 +46,37 @@ func wget(url string) string {
 // terminated measures the same by HTTPS, of which TLS is ended on the way, beside a
 // guest whose link is gondolin's, which does that too. The guests do not decrypt:
 // under TCG they take longer for that than either link, and would take the same.
-func terminated(ctx context.Context, p *place, m *meter) (err error) {
+func terminated(ctx context.Context, p *place, m *meter) error {
+	get := func(s *server) string {
+		return fmt.Sprint(clientPath, " download ", downloadBytes, " ", s.secureURL(plainName))
+	}
+	return besidePeer(ctx, p, m, peer{
+		start: func(s *server) (*peerGuest, error) { return newGondolinGuest(ctx, p, s) },
+		ours:  get, theirs: get,
+	}, "--intercept")
+}
+
+// peer is who is measured beside us: its guest, and the commands of both guests that
+// tell how long they took.
+type peer struct {
+	start        func(*server) (*peerGuest, error)
+	ours, theirs func(*server) string
+}
+
+// besidePeer measures a sandbox, made with further flags, beside a peer's guest. A peer
+// that cannot be had is left out.
+func besidePeer(ctx context.Context, p *place, m *meter, other peer, flags ...string) (err error) {
 	s, err := p.serve(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	sb, err := p.networked(ctx, s, "--intercept")
+	sb, err := p.networked(ctx, s, flags...)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, sb.close()) }()
-	theirs, err := newGondolinGuest(ctx, p, s)
+	theirs, err := other.start(s)
 	if err != nil {
 		if ctx.Err() != nil {
 			return err
@@ -92,11 +86,11 @@ func terminated(ctx context.Context, p *place, m *meter) (err error) {
 		defer func() { err = errors.Join(err, theirs.close()) }()
 	}
 	for m.loop() {
-		if err := recordTook(m, 0)(sb.exec(ctx, clientPath, "download", strconv.Itoa(downloadBytes), s.secureURL(plainName))); err != nil {
+		if err := recordTook(m, 0)(sb.exec(ctx, "sh", "-c", other.ours(s))); err != nil {
 			return err
 		}
 		if theirs != nil {
-			if err := recordTook(m, 1)(theirs.do(ctx, fmt.Sprint(clientPath, " download ", downloadBytes, " ", s.secureURL(plainName)))); err != nil {
+			if err := recordTook(m, 1)(theirs.do(ctx, other.theirs(s))); err != nil {
 				return err
 			}
 		}
