@@ -24,7 +24,7 @@ type application struct {
 	port      int
 	datagrams int           // the port of datagrams, which come back
 	folder    string        // of /private/
-	acks      chan string   // what came to /ack
+	acks      sync.Map      // of chan string: what came to /ack, by the reader's name
 	more      chan string   // what /held sends next
 	gone      chan struct{} // one for each /held whose client is gone
 
@@ -38,7 +38,7 @@ const appPatience = 30 * time.Second
 
 func startApplication(t *testing.T, certificate tls.Certificate, folder string) *application {
 	t.Helper()
-	a := &application{folder: folder, acks: make(chan string), more: make(chan string), gone: make(chan struct{}, 100)}
+	a := &application{folder: folder, more: make(chan string), gone: make(chan struct{}, 100)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/echo", a.echo)
 	mux.HandleFunc("/events", a.events)
@@ -107,6 +107,13 @@ func (a *application) echo(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "%s %s %d %x %s\n", r.Method, r.Proto, n, sum.Sum(nil), authorization)
 }
 
+// acksOf returns what the reader of a stream acknowledges. There may be several
+// readers at a time, each with a name.
+func (a *application) acksOf(r *http.Request) chan string {
+	acks, _ := a.acks.LoadOrStore(r.URL.Query().Get("reader"), make(chan string))
+	return acks.(chan string)
+}
+
 // events sends three, each when the one before has been acknowledged.
 func (a *application) events(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/event-stream")
@@ -114,7 +121,7 @@ func (a *application) events(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "data: %d\n\n", i)
 		http.NewResponseController(w).Flush()
 		select {
-		case got := <-a.acks:
+		case got := <-a.acksOf(r):
 			if got != strconv.Itoa(i) {
 				fmt.Fprintf(w, "data: acknowledged was %q\n\n", got)
 				return
@@ -129,7 +136,7 @@ func (a *application) events(w http.ResponseWriter, r *http.Request) {
 
 func (a *application) ack(w http.ResponseWriter, r *http.Request) {
 	select {
-	case a.acks <- r.URL.Query().Get("n"):
+	case a.acksOf(r) <- r.URL.Query().Get("n"):
 	case <-r.Context().Done():
 	}
 }

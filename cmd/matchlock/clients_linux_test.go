@@ -96,8 +96,8 @@ for message in [b"one", b"x" * 8000]:
 
 // eventStream is a client that acknowledges each event, which the server waits for.
 func eventStream(url string) client {
-	return client{"server-sent events", `curl -N ` + url + `/events | while read -r line; do case $line in
-		"data: "[0-9]) echo "$line"; curl "` + url + `/ack?n=${line#data: }";;
+	return client{"server-sent events", `curl -N "` + url + `/events?reader=$(hostname)" | while read -r line; do case $line in
+		"data: "[0-9]) echo "$line"; curl "` + url + `/ack?reader=$(hostname)&n=${line#data: }";;
 		?*) echo "$line";; esac; done`, "data: 0\ndata: 1\ndata: 2\ndata: done\n"}
 }
 
