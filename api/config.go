@@ -46,6 +46,14 @@ type Config struct {
 	// DiskSize is the size in bytes, a multiple of 4096, of the disk that takes the
 	// writes to "/"; 0 is 5 GiB. The host's disk is used only as it is written.
 	DiskSize int64 `json:"disk_size,omitempty"`
+	// Mounts are folders and files of the host, volumes, and folders in memory, in
+	// the guest.
+	Mounts []Mount `json:"mounts,omitempty"`
+	// Coherent has what others change in the host's folders be seen at once, not
+	// within a second. It costs a question for each look.
+	Coherent bool `json:"coherent,omitempty"`
+	// Sockets are unix sockets of the host that the guest reaches.
+	Sockets []Socket `json:"sockets,omitempty"`
 	// Disks are disk images of the host, attached and mounted.
 	Disks []Disk `json:"disks,omitempty"`
 	// Tmpfs are further file systems in the guest's memory.
@@ -241,6 +249,16 @@ func (c *Config) validateMounts(v *faults) {
 			v.add("disk for %q: no file", d.Mount)
 		}
 		mount(fmt.Sprintf("disk %q", d.File), d.Mount)
+	}
+	for _, m := range c.Mounts {
+		mount(fmt.Sprintf("mount %q", m.Source), m.Target)
+		m.validate(v)
+	}
+	for _, s := range c.Sockets {
+		if s.Host == "" || strings.ContainsRune(s.Host, 0) {
+			v.add("socket for %q: no path of the host", s.Guest)
+		}
+		mount(fmt.Sprintf("socket %q", s.Host), s.Guest)
 	}
 	for _, t := range c.Tmpfs {
 		mount("tmpfs", t.Path)
