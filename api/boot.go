@@ -18,6 +18,13 @@ type BootData struct {
 	// Confinement is what user code is held to inside the guest.
 	Confinement Confinement
 
+	// Mounts are what of the host's files is mounted, by the service of files that the
+	// host offers beside: the n-th is what that has under the name n.
+	Mounts []GuestMount
+	// User is whom files belong to whose owner the host leaves open, as Config.User has
+	// it.
+	User string
+
 	// ReadOnlyRoot makes "/" read-only for user code.
 	ReadOnlyRoot bool
 
@@ -41,6 +48,13 @@ type Confinement struct {
 
 	// AllowSetuid leaves no_new_privs off, so that set-id programs (sudo) work.
 	AllowSetuid bool
+}
+
+// GuestMount is where in the guest something of the host's files is mounted.
+type GuestMount struct {
+	Path     string // absolute, made when missing
+	File     bool   // else a folder
+	ReadOnly bool   // which the host holds to as well
 }
 
 // Tmpfs is a file system in the guest's memory.

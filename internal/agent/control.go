@@ -142,6 +142,13 @@ func encodeBoot(e *wire.Encoder, b *api.BootData) {
 	e.Strings(b.Confinement.CapAdd)
 	e.Strings(b.Confinement.CapDrop)
 	e.Bool(b.Confinement.AllowSetuid)
+	e.Uvarint(uint64(len(b.Mounts)))
+	for _, m := range b.Mounts {
+		e.String(m.Path)
+		e.Bool(m.File)
+		e.Bool(m.ReadOnly)
+	}
+	e.String(b.User)
 	e.Bool(b.ReadOnlyRoot)
 	e.Uvarint(uint64(len(b.Tmpfs)))
 	for _, t := range b.Tmpfs {
@@ -162,6 +169,10 @@ func decodeBoot(d *wire.Decoder) *api.BootData {
 	b.Confinement.CapAdd = d.Strings(maxList)
 	b.Confinement.CapDrop = d.Strings(maxList)
 	b.Confinement.AllowSetuid = d.Bool()
+	for range d.Count(maxList) {
+		b.Mounts = append(b.Mounts, api.GuestMount{Path: d.String(maxPath), File: d.Bool(), ReadOnly: d.Bool()})
+	}
+	b.User = d.String(maxName)
 	b.ReadOnlyRoot = d.Bool()
 	for range d.Count(maxList) {
 		b.Tmpfs = append(b.Tmpfs, api.Tmpfs{Path: d.String(maxPath), Size: d.Varint()})

@@ -107,6 +107,15 @@ func (s *Server) resolve(user string) (*account, error) {
 	return resolveUser(user, readSystemFile("/etc/passwd"), readSystemFile("/etc/group"))
 }
 
+// Account is the user and group that commands of user run as.
+func (s *Server) Account(user string) (uid, gid uint32, err error) {
+	who, err := s.resolve(user)
+	if err != nil {
+		return 0, 0, err
+	}
+	return who.UID, who.GID, nil
+}
+
 // lookPath finds the program that name means for cred, as execvp(3) would.
 func lookPath(name, searchPath, dir string, cred *Credential) (string, error) {
 	if strings.Contains(name, "/") {

@@ -112,6 +112,7 @@ type guest struct {
 	identity identity
 	random   *os.File // the kernel's generator, for writing
 	freezer  freezer
+	files    files
 	trust    *trust // nil: nobody's certificate is to come
 
 	isPrepared, isSetUp, isBooted, isFrozen, isCopy bool
@@ -188,6 +189,9 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 		return err
 	}
 	if g.freezer, err = openFreezer(g.starter.cgroup); err != nil {
+		return err
+	}
+	if err := g.files.prepare(); err != nil {
 		return err
 	}
 	if err := enterRoot(params); err != nil {
@@ -327,6 +331,9 @@ func (g *guest) Boot(b *api.BootData) error {
 	if g.isCopy {
 		g.server.AddEnv(b.Env)
 		return g.thaw()
+	}
+	if err := g.mountFiles(b); err != nil {
+		return err
 	}
 	if err := mountTmpfs(b.Tmpfs, b.ShmSize); err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/matchlock/matchlock/internal/agent"
+	"github.com/matchlock/matchlock/internal/fuse"
 )
 
 // standby is a process that is there before it is known what it is to run: in its
@@ -37,6 +38,9 @@ type standby struct {
 type child struct {
 	files [3]int
 	mask  unix.Sigset_t // of signals, as a command is to have it
+
+	relay   *fuse.Relay // one that passes on files is a loop of; nil: it runs a program
+	answers bool        // which of the two
 
 	order        uint32 // futex; what follows is valid once it is orderRun
 	path, dir    *byte  // dir is nil for the present one, "/"
@@ -61,42 +65,50 @@ const childStack = 16 << 10
 // must be locked to its goroutine.
 func newStandby(cgroup *os.File, files []*os.File) (*standby, error) {
 	s := &standby{files: slices.Clone(files), child: new(child), stack: make([]byte, childStack)}
-	c := s.child
+	var fds [3]int
 	for i, f := range files {
-		if c.files[i] = int(f.Fd()); c.files[i] < len(c.files) {
-			return nil, errors.New("standby: its files are in each other's way")
-		}
+		fds[i] = int(f.Fd())
 	}
+	var err error
+	if s.pid, err = s.child.start(s.stack, fds, cgroup); err != nil {
+		return nil, fmt.Errorf("standby: %w", err)
+	}
+	return s, nil
+}
+
+// start starts the child, with its descriptors 0, 1 and 2, and returns its pid. The
+// stack must stay as long as it lives.
+func (c *child) start(stack []byte, files [3]int, cgroup *os.File) (pid int, err error) {
+	if slices.Min(files[:]) < len(files) {
+		return 0, errors.New("its files are in each other's way")
+	}
+	c.files = files
 	// A signal must not have it run the handler of a runtime whose thread it is not.
 	var all unix.Sigset_t
 	for i := range all.Val {
 		all.Val[i] = math.MaxUint64
 	}
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &c.mask); err != nil {
-		return nil, fmt.Errorf("standby: %w", err)
+		return 0, err
 	}
 	c.sharesMemory = 1
 	arguments := cloneArgs{
 		flags:      unix.CLONE_VM | unix.CLONE_CHILD_CLEARTID,
 		childTID:   uint64(uintptr(unsafe.Pointer(&c.sharesMemory))),
 		exitSignal: uint64(unix.SIGCHLD),
-		stack:      uint64(uintptr(unsafe.Pointer(unsafe.SliceData(s.stack)))),
-		stackSize:  childStack,
+		stack:      uint64(uintptr(unsafe.Pointer(unsafe.SliceData(stack)))),
+		stackSize:  uint64(len(stack)),
 	}
 	if cgroup != nil {
 		arguments.flags |= unix.CLONE_INTO_CGROUP
 		arguments.cgroup = uint64(cgroup.Fd())
 	}
-	pid := spawn(&arguments, unsafe.Sizeof(arguments), c)
-	err := unix.PthreadSigmask(unix.SIG_SETMASK, &c.mask, nil)
+	pid = spawn(&arguments, unsafe.Sizeof(arguments), c)
+	err = unix.PthreadSigmask(unix.SIG_SETMASK, &c.mask, nil)
 	if pid < 0 {
 		err = syscall.Errno(-pid)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("standby: %w", err)
-	}
-	s.pid = pid
-	return s, nil
+	return pid, err
 }
 
 // run has the process run a program. It returns when that is loaded.
@@ -194,6 +206,14 @@ func (c *child) standBy() syscall.Errno {
 	// Of PID 1's descriptors it holds none: what PID 1 closes must be closed.
 	if _, _, errno := unix.RawSyscall(unix.SYS_CLOSE_RANGE, uintptr(len(c.files)), math.MaxUint32, 0); errno != 0 {
 		return errno
+	}
+	if c.relay != nil {
+		if c.answers {
+			c.relay.PassAnswers(0, 1)
+		} else {
+			c.relay.PassRequests(0, 1)
+		}
+		return unix.ECANCELED
 	}
 	for c.order == orderWait {
 		unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&c.order)), futexWait|futexPrivate, uintptr(orderWait), 0, 0, 0)

@@ -46,7 +46,7 @@ type Hypervisor interface {
 	PID() int
 
 	// DialVsock opens a stream to a service port of the guest, and for
-	// wire.PortControl the control port, which has one stream only.
+	// wire.PortControl and wire.PortFiles those ports, which have one stream only.
 	DialVsock(ctx context.Context, port uint32) (net.Conn, error)
 }
 

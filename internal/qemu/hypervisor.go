@@ -309,10 +309,10 @@ func (h *hypervisor) DialVsock(ctx context.Context, port uint32) (net.Conn, erro
 	if i == nil {
 		return nil, net.ErrClosed
 	}
-	if port == wire.PortControl {
-		conn, err := i.takeControl()
-		if err != nil {
-			return nil, err
+	if port == wire.PortControl || port == wire.PortFiles {
+		conn, err := i.take(port)
+		if err != nil || port == wire.PortFiles {
+			return conn, err
 		}
 		return &controlConn{Conn: conn, answered: sync.OnceFunc(h.hasAnswered)}, nil
 	}

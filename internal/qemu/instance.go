@@ -28,6 +28,7 @@ type instance struct {
 	mu   sync.Mutex
 	qmp  *qmp
 	ctl  net.Conn // until it is handed out
+	fs   net.Conn // likewise
 	data net.Conn // until the multiplexer is on it; nil: not yet connected
 
 	muxMu sync.Mutex
@@ -89,6 +90,10 @@ func newInstance(console *console, dir string, dataLater bool) (*instance, *chil
 		return nil, child, err
 	}
 	child.own(child.control)
+	if i.fs, child.fs, err = portPair(wire.FilesPortName); err != nil {
+		return nil, child, err
+	}
+	child.own(child.fs)
 	if i.monitor, child.qmp, err = socketPair(socketStream, "qmp"); err != nil {
 		return nil, child, err
 	}
@@ -172,16 +177,20 @@ func connectData(ctx context.Context, dir string) (net.Conn, error) {
 	return conn, nil
 }
 
-// takeControl hands out the control port's connection, of which there is one.
-func (i *instance) takeControl() (net.Conn, error) {
+// take hands out the connection of a port that has one.
+func (i *instance) take(port uint32) (net.Conn, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.ctl == nil {
-		return nil, errors.New("control port: in use, or the machine is closed")
+	conn := &i.ctl
+	if port == wire.PortFiles {
+		conn = &i.fs
 	}
-	conn := i.ctl
-	i.ctl = nil
-	return conn, nil
+	if *conn == nil {
+		return nil, fmt.Errorf("port %d: in use, or the machine is closed", port)
+	}
+	taken := *conn
+	*conn = nil
+	return taken, nil
 }
 
 // channel returns the multiplexer on the data port; the first call makes it.
@@ -251,7 +260,7 @@ func (i *instance) close() {
 		i.qmp.Close()
 		i.watches.Wait()
 	}
-	for _, conn := range []net.Conn{i.ctl, i.data} {
+	for _, conn := range []net.Conn{i.ctl, i.data, i.fs} {
 		if conn != nil {
 			conn.Close()
 		}

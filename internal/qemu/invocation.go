@@ -51,6 +51,7 @@ type channels struct {
 	qmp           *os.File // stream socket, QEMU's control
 	console       *os.File // stream socket, the guest's first serial port
 	data, control *os.File // stream sockets, the guest's virtio-serial ports
+	fs            *os.File // likewise, the one of files
 	dataLater     bool     // data is not connected, but listens
 	link          *os.File // datagram socket, the guest's network; nil: none
 	monitor       *os.File // listening stream socket, a second QMP for a person; nil: none
@@ -96,9 +97,10 @@ func (h *hypervisor) invocation(ch channels) *invocation {
 		c.add("-chardev", fmt.Sprintf("socket,id=monitor,fd=%d,server=on,wait=off", c.fd(ch.monitor)), "-mon", "chardev=monitor,mode=control")
 	}
 	c.add("-chardev", fmt.Sprintf("socket,id=console,fd=%d", c.fd(ch.console)), "-serial", "chardev:console")
-	c.add("-device", "virtio-serial-device,max_ports=3") // port 0 is a console, which there is none of
+	c.add("-device", "virtio-serial-device,max_ports=4") // port 0 is a console, which there is none of
 	c.serialPort("data", wire.DataPortName, ch.data, ch.dataLater)
 	c.serialPort("ctl", wire.ControlPortName, ch.control, false)
+	c.serialPort("fs", wire.FilesPortName, ch.fs, false)
 	for i := range h.disks {
 		c.blockDevice(&h.disks[i])
 	}

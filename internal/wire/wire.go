@@ -9,19 +9,21 @@ package wire
 
 // Version numbers the agreement. Host and guest binary are built together; a
 // differing version is refused at the first hello.
-const Version = 5
+const Version = 6
 
 // Service ports of the guest. Only the host dials.
 const (
 	PortAgent   = 1 // commands and files: internal/agent
 	PortControl = 2 // the control port, which is beside the multiplexer, not in it
+	PortFiles   = 3 // the port of files, likewise: internal/fuse
 
 	// PortForward + N is TCP port N of the guest's loopback.
 	PortForward = 10000
 )
 
-// Names of the two virtio-serial ports.
+// Names of the virtio-serial ports.
 const (
 	DataPortName    = "matchlock.data" // a Mux: everything that runs by streams
 	ControlPortName = "matchlock.ctl"  // one request and answer at a time, idle otherwise
+	FilesPortName   = "matchlock.fs"   // what the guest's kernel asks of the host's files
 )

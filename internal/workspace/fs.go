@@ -9,6 +9,7 @@ package workspace
 
 import (
 	"io"
+	"math"
 	"time"
 )
 
@@ -82,6 +83,10 @@ const (
 
 // Owner is whom a file belongs to, in the guest.
 type Owner struct{ UID, GID uint32 }
+
+// AnyOwner, in the place of a number of Owner, is the user or group of the sandbox's
+// first command, which only the guest knows.
+const AnyOwner = math.MaxUint32
 
 // Attr describes a file as the guest is to see it.
 type Attr struct {

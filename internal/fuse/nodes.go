@@ -1,0 +1,286 @@
+package fuse
+
+import (
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/matchlock/matchlock/internal/workspace"
+)
+
+// nodes are the files that the guest's kernel knows, by the numbers that it has for
+// them. A node is known as long as the kernel has not forgotten it, and as others
+// lie in it.
+//
+// Paths are made of the names by which the kernel has found a node, so what the
+// guest renames takes all with it that lies in it. What the host renames is found
+// again by the kernel: a path that leads to another file is ESTALE.
+type nodes struct {
+	limit int
+
+	// names is held for writing by what renames and removes, for reading by all else
+	// that goes by a path, until it has been there.
+	names sync.RWMutex
+
+	mu     sync.Mutex
+	byID   map[uint64]*node
+	byName map[place]*node
+	byFile map[workspace.ID]*node
+	next   uint64
+	dirty  []workspace.File // of nodes that are forgotten; closed without mu
+}
+
+// place is a name in a folder.
+type place struct {
+	folder uint64
+	name   string
+}
+
+// node is a file. Its fields are guarded by nodes.mu.
+type node struct {
+	id      uint64
+	ino     uint64 // as the guest sees it, as long as the node is known
+	file    workspace.ID
+	kind    uint32 // S_IFMT of its mode
+	lookups uint64 // by the kernel, not yet forgotten
+	inside  int    // nodes whose name lies in this one
+	names   []place
+
+	reading, writing open // while the kernel has it open
+}
+
+// open is a node's file that is kept open.
+type open struct {
+	file  workspace.File
+	users int // what the kernel has open
+}
+
+func newNodes(limit int) *nodes {
+	n := &nodes{limit: limit, byID: map[uint64]*node{}, byName: map[place]*node{}, byFile: map[workspace.ID]*node{}, next: rootID + 1}
+	n.byID[rootID] = &node{id: rootID, ino: rootID, kind: syscall.S_IFDIR, lookups: 1}
+	return n
+}
+
+// get returns a node that the kernel may know.
+func (n *nodes) get(id uint64) (*node, syscall.Errno) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if found := n.byID[id]; found != nil && found.lookups > 0 {
+		return found, 0
+	}
+	return nil, syscall.ESTALE
+}
+
+// path returns a path to a node. The caller holds names.
+func (n *nodes) path(id uint64) (string, syscall.Errno) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	found := n.byID[id]
+	if found == nil {
+		return "", syscall.ESTALE
+	}
+	return n.pathOf(found)
+}
+
+// maxDepth bounds paths: PATH_MAX with the shortest names.
+const maxDepth = 2048
+
+func (n *nodes) pathOf(at *node) (string, syscall.Errno) {
+	var names []string
+	for at.id != rootID {
+		if len(at.names) == 0 || len(names) == maxDepth {
+			return "", syscall.ESTALE
+		}
+		names = append(names, at.names[0].name)
+		if at = n.byID[at.names[0].folder]; at == nil {
+			return "", syscall.ESTALE
+		}
+	}
+	slices.Reverse(names)
+	return strings.Join(names, "/"), 0
+}
+
+// child returns the path of a name in a folder. The caller holds names.
+func (n *nodes) child(folder uint64, name string) (string, syscall.Errno) {
+	path, errno := n.path(folder)
+	if errno != 0 || path == "" {
+		return name, errno
+	}
+	return path + "/" + name, 0
+}
+
+// found has the kernel know what is at a place, and returns the node.
+func (n *nodes) found(at place, a *workspace.Attr) (*node, syscall.Errno) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	kind := a.Mode & syscall.S_IFMT
+	was := n.byName[at]
+	is := n.byFile[a.ID]
+	if is != nil && is.kind != kind {
+		is = nil // its number was used again
+	}
+	if is == nil {
+		if len(n.byID) >= n.limit {
+			return nil, syscall.ENFILE
+		}
+		is = &node{id: n.next, file: a.ID, kind: kind, ino: inode(a.ID)}
+		n.next++
+		n.byID[is.id], n.byFile[a.ID] = is, is
+	}
+	if was != is {
+		if was != nil {
+			n.unname(was, at)
+		}
+		n.name(is, at)
+	}
+	is.lookups++
+	return is, 0
+}
+
+// name gives a node a name. A folder has one only.
+func (n *nodes) name(is *node, at place) {
+	if is.kind == syscall.S_IFDIR {
+		for _, old := range slices.Clone(is.names) {
+			n.unname(is, old)
+		}
+	}
+	is.names = append(is.names, at)
+	n.byName[at] = is
+	if folder := n.byID[at.folder]; folder != nil {
+		folder.inside++
+	}
+}
+
+// unname takes a name from a node.
+func (n *nodes) unname(is *node, at place) {
+	i := slices.Index(is.names, at)
+	if i < 0 {
+		return
+	}
+	is.names = slices.Delete(is.names, i, i+1)
+	if n.byName[at] == is {
+		delete(n.byName, at)
+	}
+	if folder := n.byID[at.folder]; folder != nil {
+		folder.inside--
+		n.drop(folder)
+	}
+	n.drop(is)
+}
+
+// changedFile notes that a node is another file than it was: one that an overlay has
+// copied.
+func (n *nodes) changedFile(is *node, now workspace.ID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if is.file == now || n.byID[is.id] != is {
+		return
+	}
+	if n.byFile[is.file] == is {
+		delete(n.byFile, is.file)
+	}
+	is.file = now
+	n.byFile[now] = is
+	if is.reading.file != nil { // is what it was; it is opened again when it is needed
+		n.dirty = append(n.dirty, is.reading.file)
+		is.reading.file = nil
+	}
+}
+
+// removed notes that a name leads nowhere any more.
+func (n *nodes) removed(at place) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if was := n.byName[at]; was != nil {
+		n.unname(was, at)
+	}
+}
+
+// renamed notes that what was at one place is at another. exchange: and the other way
+// round.
+func (n *nodes) renamed(from, to place, exchange bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	moved, replaced := n.byName[from], n.byName[to]
+	if replaced != nil {
+		replaced.inside++ // not to be dropped meanwhile
+		n.unname(replaced, to)
+	}
+	if moved != nil {
+		moved.inside++
+		n.unname(moved, from)
+		n.name(moved, to)
+		moved.inside--
+	}
+	if replaced != nil {
+		if exchange {
+			n.name(replaced, from)
+		}
+		replaced.inside--
+		n.drop(replaced)
+	}
+}
+
+// forget takes lookups back.
+func (n *nodes) forget(id, lookups uint64) {
+	n.mu.Lock()
+	if is := n.byID[id]; is != nil && id != rootID {
+		is.lookups -= min(lookups, is.lookups)
+		n.drop(is)
+	}
+	n.mu.Unlock()
+	n.closeDropped()
+}
+
+// drop removes a node that nobody knows any more.
+func (n *nodes) drop(is *node) {
+	if is.id == rootID || is.lookups > 0 || is.inside > 0 || n.byID[is.id] != is {
+		return
+	}
+	delete(n.byID, is.id)
+	if n.byFile[is.file] == is {
+		delete(n.byFile, is.file)
+	}
+	for _, o := range []*open{&is.reading, &is.writing} {
+		if o.file != nil {
+			n.dirty = append(n.dirty, o.file)
+			o.file = nil
+		}
+	}
+	for _, at := range slices.Clone(is.names) {
+		n.unname(is, at)
+	}
+}
+
+// closeDropped closes what nodes had open that are gone.
+func (n *nodes) closeDropped() {
+	n.mu.Lock()
+	files := n.dirty
+	n.dirty = nil
+	n.mu.Unlock()
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// close closes all files.
+func (n *nodes) close() {
+	n.mu.Lock()
+	for _, is := range n.byID {
+		for _, o := range []*open{&is.reading, &is.writing} {
+			if o.file != nil {
+				n.dirty = append(n.dirty, o.file)
+				o.file = nil
+			}
+		}
+	}
+	n.mu.Unlock()
+	n.closeDropped()
+}
+
+// inode is the number that the guest sees of a file: the host's, and with a mark of
+// the device in the upper bits where there are several.
+func inode(id workspace.ID) uint64 {
+	return id.Inode ^ id.Device<<40
+}

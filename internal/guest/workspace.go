@@ -1,0 +1,164 @@
+//go:build linux
+
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/fuse"
+	"github.com/matchlock/matchlock/internal/wire"
+	"github.com/matchlock/matchlock/internal/workspace"
+)
+
+// files is what offers the host's files here: one FUSE file system, and two
+// processes of ours that pass on what is asked of it. They share PID 1's memory and
+// nothing else of it, so no command, and nothing in PID 1, can hold them up.
+type files struct {
+	port   string // its device
+	relay  *fuse.Relay
+	loops  [2]child
+	stacks [2][]byte
+}
+
+// prepare makes what needs no host. Memory that the host reaches must stay where it
+// is, which huge pages do.
+func (f *files) prepare() (err error) {
+	if f.port, err = waitForPort(wire.FilesPortName); err != nil {
+		return err
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return err
+	}
+	if info.Totalram*uint64(info.Unit) >= fileMemory {
+		// A kernel that has none moves files a little slower.
+		err := os.WriteFile("/proc/sys/vm/nr_hugepages", []byte("2"), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	f.relay, err = fuse.NewRelay()
+	return err
+}
+
+// fileMemory is the least memory of a guest that spares 4 MiB for its files.
+const fileMemory = 200 << 20
+
+// mountFiles mounts what the host offers.
+func (g *guest) mountFiles(b *api.BootData) error {
+	if len(b.Mounts) == 0 {
+		return nil
+	}
+	if err := g.mountHost(b.User); err != nil {
+		return fmt.Errorf("files of the host: %w", err)
+	}
+	// What lies below another one comes after it.
+	order := make([]int, len(b.Mounts))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(i, j int) int {
+		return strings.Compare(filepath.Clean(b.Mounts[i].Path), filepath.Clean(b.Mounts[j].Path))
+	})
+	trees := make([]int, len(b.Mounts))
+	for i, m := range b.Mounts {
+		tree, err := unix.OpenTree(unix.AT_FDCWD, filepath.Join(hostPlace, strconv.Itoa(i)), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			return fmt.Errorf("files for %s: %w", m.Path, err)
+		}
+		defer unix.Close(tree)
+		trees[i] = tree
+	}
+	if err := unix.Unmount(hostPlace, unix.MNT_DETACH); err != nil {
+		return err
+	}
+	for _, i := range order {
+		if err := place(trees[i], b.Mounts[i]); err != nil {
+			return fmt.Errorf("files for %s: %w", b.Mounts[i].Path, err)
+		}
+	}
+	return nil
+}
+
+// hostPlace is where all that the host offers is for a moment, before user code runs.
+const hostPlace = "/run"
+
+// mountHost mounts it and starts those who pass on what is asked.
+func (g *guest) mountHost(user string) error {
+	dir, err := g.devices.Open(".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	// Neither is Go's: its poller would have them return at once.
+	var fds [2]int
+	for i, name := range []string{"fuse", g.files.port} {
+		fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		defer unix.Close(fd) // the loops have their own
+		fds[i] = fd
+	}
+	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", fds[0])
+	if err := unix.Mount("matchlock", hostPlace, "fuse", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
+		return err
+	}
+	var owner workspace.Owner
+	if owner.UID, owner.GID, err = g.server.Account(user); err != nil {
+		owner = workspace.Owner{} // the first command will say why
+	}
+	if err := g.files.relay.Hello(fds[1], owner); err != nil {
+		return err
+	}
+	return g.files.start(fds[0], fds[1])
+}
+
+// start starts the loops.
+func (f *files) start(device, port int) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for i := range f.loops {
+		loop := &f.loops[i]
+		loop.relay, loop.answers = f.relay, i == 1
+		f.stacks[i] = make([]byte, childStack)
+		pid, err := loop.start(f.stacks[i], [3]int{device, port, port}, nil)
+		if err != nil {
+			return err
+		}
+		// Whatever the guest is short of, it is not their memory.
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("-1000"), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// place mounts a tree where it is to be.
+func place(tree int, m api.GuestMount) error {
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
+	if m.ReadOnly {
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr); err != nil {
+		return err
+	}
+	make := func(path string) error { return os.MkdirAll(path, 0o755) }
+	if m.File {
+		make = makePlace
+	}
+	if err := make(m.Path); err != nil {
+		return err
+	}
+	return unix.MoveMount(tree, "", unix.AT_FDCWD, m.Path, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
+}
