@@ -55,6 +55,8 @@ type FS interface {
 	Listxattr(path string) ([]string, error)
 	Removexattr(path, name string) error
 
+	// SyncDir makes what names a folder has last, as fsync(2) of it does.
+	SyncDir(path string) error
 	Statfs() (Statfs, error)
 	// Close releases what the tree holds. Files of it that are open stay so.
 	Close() error
