@@ -95,7 +95,7 @@ func vmConfig(dir *state.Dir, c *api.Config, layers []image.Layer) *vm.VMConfig 
 }
 
 // bootData says what makes this machine this sandbox.
-func bootData(id string, c *api.Config, img *image.Config, n *network) *api.BootData {
+func bootData(id string, c *api.Config, p *process, img *image.Config, n *network, f *files) *api.BootData {
 	b := &api.BootData{
 		Env:          environment(hostname(id, c), img.Env, c.Env),
 		Hosts:        c.Network.AddHosts,
@@ -104,6 +104,10 @@ func bootData(id string, c *api.Config, img *image.Config, n *network) *api.Boot
 		Tmpfs:        c.Tmpfs,
 		ShmSize:      c.ShmSize,
 		Ulimits:      c.Ulimits,
+		User:         p.User,
+	}
+	if f != nil {
+		b.Mounts = f.mounts
 	}
 	if n != nil {
 		b.CA = n.ca.PEM()

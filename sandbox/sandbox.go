@@ -185,6 +185,15 @@ func withWholePaths(c api.Config) (api.Config, error) {
 	c.Disks, c.Secrets = slices.Clone(c.Disks), slices.Clone(c.Secrets)
 	c.Network.UpstreamCA, c.Network.Hooks = slices.Clone(c.Network.UpstreamCA), slices.Clone(c.Network.Hooks)
 	var paths []*string
+	c.Mounts, c.Sockets = slices.Clone(c.Mounts), slices.Clone(c.Sockets)
+	for i := range c.Mounts {
+		if m := &c.Mounts[i]; m.Source != "" && !m.IsVolume() {
+			paths = append(paths, &m.Source)
+		}
+	}
+	for i := range c.Sockets {
+		paths = append(paths, &c.Sockets[i].Host)
+	}
 	for i := range c.Disks {
 		paths = append(paths, &c.Disks[i].File)
 	}

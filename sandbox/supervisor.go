@@ -49,6 +49,7 @@ type supervisor struct {
 	output  *logs.Writer
 	machine guestMachine
 	network *network  // nil: there is none
+	files   *files    // of the host; nil: there are none
 	events  *eventLog // of it
 	ports   []api.PublishedPort
 
@@ -168,6 +169,9 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	if err := s.openNetwork(ctx, dir != nil); err != nil {
 		return err
 	}
+	if err := s.openFiles(); err != nil {
+		return err
+	}
 	for _, d := range s.config.Disks {
 		release, err := lockDisk(d)
 		if err != nil {
@@ -209,7 +213,7 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 			return err
 		}
 	}
-	config, data := vmConfig(s.dir, &s.config, img.Layers), bootData(s.id, &s.config, &img.Config, s.network)
+	config, data := vmConfig(s.dir, &s.config, img.Layers), bootData(s.id, &s.config, &s.proc, &img.Config, s.network, s.files)
 	if s.origin != nil {
 		data.Hosts = s.origin.hosts
 		if n := s.origin.record.Network; n != nil && n.CA != nil {
@@ -231,6 +235,9 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	s.mu.Unlock()
 	s.unwind.push(s.endMachine)
 	if err := s.attachNetwork(); err != nil {
+		return err
+	}
+	if err := s.attachFiles(); err != nil {
 		return err
 	}
 	clock.lap("machine")

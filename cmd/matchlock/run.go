@@ -93,6 +93,9 @@ the one that runs in it, or COMMAND beside what runs.`,
 		list(fs, "ulimit", "resource `LIMIT`, NAME=SOFT[:HARD]", &c.Ulimits, fromText[api.Ulimit])
 	})
 	group(cmd, "Files", func(fs *pflag.FlagSet) {
+		fs.VarP(&value[api.Mount]{set: func(m api.Mount) { c.Mounts = append(c.Mounts, m) }, parse: fromText[api.Mount]},
+			"volume", "v", "mount a folder or file of the host, or a volume, `HOST:PATH[:rw|ro|overlay]`; :PATH:memory an empty folder in memory")
+		fs.BoolVar(&c.Coherent, "coherent", false, "see what others change in the host's folders at once, not within a second")
 		list(fs, "disk", "attach an ext4 image, `FILE:PATH[:ro]`", &c.Disks, fromText[api.Disk])
 		list(fs, "tmpfs", "mount a file system in memory, `PATH[:SIZE]`", &c.Tmpfs, fromText[api.Tmpfs])
 		fs.BoolVar(&c.ReadOnly, "read-only", false, "make / read-only")

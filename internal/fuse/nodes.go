@@ -279,8 +279,8 @@ func (n *nodes) close() {
 	n.closeDropped()
 }
 
-// inode is the number that the guest sees of a file: the host's, and with a mark of
-// the device in the upper bits where there are several.
+// inode is the number that the guest sees of a file: the host's, with a mark in the
+// upper bits of where that is.
 func inode(id workspace.ID) uint64 {
-	return id.Inode ^ id.Device<<40
+	return max(id.Inode^id.Device<<40^uint64(id.Mount)<<56, rootID+1)
 }

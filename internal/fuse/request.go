@@ -413,9 +413,13 @@ func (s *Server) rename(r *request, folder uint64, flags uint32) syscall.Errno {
 }
 
 func (s *Server) statfs(r *request) syscall.Errno {
-	st, err := s.tree.Statfs()
-	if err != nil {
-		return errnoOf(err)
+	var st workspace.Statfs
+	errno := s.at(r, func(path string) (err error) {
+		st, err = s.tree.Statfs(path)
+		return err
+	})
+	if errno != 0 {
+		return errno
 	}
 	o := &r.out
 	for _, n := range []uint64{st.Blocks, st.Free, st.Avail, st.Files, st.FilesFree} {
@@ -664,7 +668,7 @@ func (s *Server) killSetID(id uint64, f workspace.File) {
 
 func (s *Server) fsync(r *request) syscall.Errno {
 	if r.opcode == opFsyncdir {
-		return 0 // what fsync of a file in it does
+		return s.at(r, s.tree.SyncDir)
 	}
 	return s.file(r, false, workspace.File.Sync)
 }

@@ -95,6 +95,19 @@ type Counter interface {
 	Blocks(ctx context.Context) (int, error)
 }
 
+// A Memory is the guest's memory by physical addresses, reached from outside. What the
+// guest writes there meanwhile is its own affair.
+type Memory interface {
+	ReadMemory(p []byte, address uint64) error
+	WriteMemory(p []byte, address uint64) error
+}
+
+// A Rememberer is a Hypervisor that can reach its guest's memory.
+type Rememberer interface {
+	// Memory is that of the process that runs the guest now.
+	Memory() (Memory, error)
+}
+
 const (
 	bootTimeout   = 2 * time.Minute  // for the kernel to boot: 3 s under TCG, ten times that on a busy host
 	stopGrace     = 10 * time.Second // for the guest to sync and power off
@@ -131,6 +144,8 @@ type Machine struct {
 	clockMu  sync.Mutex
 	clockSet time.Time // when the guest's clock was last set
 	execs    atomic.Int64
+
+	serveFiles func(net.Conn, Memory) // nil: nobody serves them
 
 	pausing sync.Mutex // held by Pause, Resume and Snapshot
 	paused  atomic.Bool
@@ -213,6 +228,9 @@ func (m *Machine) setUp(ctx context.Context) error {
 	rand.Read(setup.Entropy)
 	setupCtx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
+	if err := m.offerFiles(ctx); err != nil {
+		return err
+	}
 	if hello.SetUp {
 		err = m.renew(setupCtx, setup)
 	} else {
@@ -228,6 +246,27 @@ func (m *Machine) setUp(ctx context.Context) error {
 	m.clockSet = setup.Time
 	m.serving.Go(m.keepClock)
 	return m.listenVsock()
+}
+
+// ServeFiles has serve called by Start, when the guest is about to be set up, with
+// the connection by which its kernel asks for the host's files; memory is nil where it
+// cannot be reached. It must return at once.
+func (m *Machine) ServeFiles(serve func(conn net.Conn, memory Memory)) { m.serveFiles = serve }
+
+func (m *Machine) offerFiles(ctx context.Context) error {
+	if m.serveFiles == nil {
+		return nil
+	}
+	conn, err := m.hv.DialVsock(ctx, wire.PortFiles)
+	if err != nil {
+		return fmt.Errorf("port of files: %w", err)
+	}
+	var memory Memory
+	if hv, ok := m.hv.(Rememberer); ok {
+		memory, _ = hv.Memory() // without, files go by the connection, which is slower
+	}
+	m.serveFiles(conn, memory)
+	return nil
 }
 
 // renew makes a guest that goes on from a snapshot another one, with a session of

@@ -74,6 +74,7 @@ var (
 	_ machine.Snapshotter = (*hypervisor)(nil)
 	_ machine.Accelerated = (*hypervisor)(nil)
 	_ machine.Counter     = (*hypervisor)(nil)
+	_ machine.Rememberer  = (*hypervisor)(nil)
 )
 
 // openLink makes the guest's link unless the caller's end is given, and

@@ -20,10 +20,11 @@ import (
 // newInstance and started by hypervisor.launch.
 type instance struct {
 	process  *process
-	trial    bool           // guarded by hypervisor.mu
-	collects sync.WaitGroup // of what the console and the process say, and what it was given
-	watches  sync.WaitGroup // of what the monitor says
-	monitor  *os.File       // our end of QMP's connection, until qmp is on it
+	memory   *physicalMemory // nil until somebody asks for it
+	trial    bool            // guarded by hypervisor.mu
+	collects sync.WaitGroup  // of what the console and the process say, and what it was given
+	watches  sync.WaitGroup  // of what the monitor says
+	monitor  *os.File        // our end of QMP's connection, until qmp is on it
 
 	mu   sync.Mutex
 	qmp  *qmp
@@ -266,4 +267,7 @@ func (i *instance) close() {
 		}
 	}
 	i.monitor.Close()
+	if i.memory != nil {
+		i.memory.Close()
+	}
 }

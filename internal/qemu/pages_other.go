@@ -10,7 +10,10 @@ import (
 // Nothing of this can be reached elsewhere than on Linux: Create refuses.
 
 type (
-	guestPages  struct{}
+	guestPages struct {
+		pid         int
+		start, size uint64
+	}
 	memoryImage struct{}
 	region      struct{}
 )
