@@ -46,7 +46,8 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/control":  {ours: "internal/hostfs internal/logs internal/wire"},
 	"internal/secret":   {},
 
-	"internal/workspace": {ours: "api internal/disk internal/hostfs", outside: "golang.org/x/sys"},
+	"internal/workspace":               {ours: "api internal/disk internal/hostfs", outside: "golang.org/x/sys"},
+	"internal/workspace/workspacetest": {ours: "internal/workspace", outside: "golang.org/x/sys"},
 
 	"internal/netstack": {outside: "gvisor.dev/gvisor"},
 	"internal/testnet":  {outside: "gvisor.dev/gvisor"},

@@ -10,6 +10,12 @@ const (
 	zeroRange = 0x10
 )
 
+// The whences of SeekData.
+const (
+	seekData = 3
+	seekHole = 4
+)
+
 // checkAllocate refuses what no File can allocate.
 func checkAllocate(mode uint32, offset, length int64) error {
 	switch {

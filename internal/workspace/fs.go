@@ -2,8 +2,8 @@
 // host, one in memory, a host's folder under what the guest has changed. It says what
 // may be done with them and does it on the host; how it is asked, package fuse knows.
 //
-// A tree is an FS. Some have files of their own (Host, Memory, Overlay), others
-// narrow or watch another one (Filter, Hooks). All that comes to an FS may be the
+// A tree is an FS. Some have files of their own (OpenHost, Memory, Overlay), others
+// narrow, watch or join them (NewFilter, NewHooks, NewRouter). All that comes to an FS may be the
 // wish of a hostile guest.
 package workspace
 
@@ -57,7 +57,8 @@ type FS interface {
 
 	// SyncDir makes what names a folder has last, as fsync(2) of it does.
 	SyncDir(path string) error
-	Statfs() (Statfs, error)
+	// Statfs tells of the file system that path is in.
+	Statfs(path string) (Statfs, error)
 	// Close releases what the tree holds. Files of it that are open stay so.
 	Close() error
 }
@@ -108,6 +109,7 @@ type Attr struct {
 
 // ID is the identity of a file on the host.
 type ID struct {
+	Mount         uint32 // of a Router; else 0
 	Device, Inode uint64
 	// Born is when it was made, in ns, where the host's file system knows: an inode's
 	// number is used again.

@@ -729,15 +729,6 @@ func timespec(t *time.Time, now bool) unix.Timespec {
 	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
 }
 
-// guestXattr tells whether an xattr is the guest's.
-func guestXattr(name string) bool {
-	return strings.HasPrefix(name, "user.") && len(name) > len("user.") && len(name) <= maxName &&
-		name != recordName && strings.IndexByte(name, 0) < 0
-}
-
-// maxXattr is the most bytes of an xattr's value, and of a list of names, as in Linux.
-const maxXattr = 64 << 10
-
 // xattr calls get with a buffer that is large enough, for getxattr(2) and listxattr(2).
 func xattr(get func(buf []byte) (int, error)) ([]byte, error) {
 	var small [256]byte
@@ -794,11 +785,8 @@ func (h *host) Listxattr(path string) ([]string, error) {
 }
 
 func (h *host) Setxattr(path, name string, value []byte, flags int) error {
-	switch {
-	case flags&^(unix.XATTR_CREATE|unix.XATTR_REPLACE) != 0:
-		return syscall.EINVAL
-	case len(value) > maxXattr:
-		return syscall.E2BIG
+	if err := checkSetxattr(value, flags); err != nil {
+		return err
 	}
 	return h.changeXattr(path, name, int64(len(name)+len(value)), func(path string) error {
 		return unix.Setxattr(path, name, value, flags)
@@ -844,7 +832,7 @@ func (h *host) SyncDir(path string) error {
 	return unix.Fsync(fd)
 }
 
-func (h *host) Statfs() (Statfs, error) {
+func (h *host) Statfs(string) (Statfs, error) {
 	var s unix.Statfs_t
 	var err error
 	if e := h.conn.Control(func(root uintptr) { err = unix.Fstatfs(int(root), &s) }); e != nil {

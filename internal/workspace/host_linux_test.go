@@ -258,7 +258,7 @@ func TestHostQuota(t *testing.T) {
 		t.Errorf("what is there cannot be written again: %v", err)
 	}
 	wantErrno(t, "fallocate", f.Allocate(0, 0, 1<<40), syscall.EDQUOT)
-	if s, err := fs.Statfs(); err != nil || s.Avail*uint64(s.BlockSize) > 4*mib || s.FilesFree > 2 {
+	if s, err := fs.Statfs(""); err != nil || s.Avail*uint64(s.BlockSize) > 4*mib || s.FilesFree > 2 {
 		t.Errorf("statfs says %+v (%v)", s, err)
 	}
 	// An open file keeps its bytes when it has no name any more.
