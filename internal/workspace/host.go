@@ -17,6 +17,7 @@ type HostOptions struct {
 	// Quota bounds by how many bytes the tree may grow; 0 does not. What the host
 	// itself adds is not counted, nor what was added before OpenHost.
 	Quota int64
+	Used  int64 // bytes of Quota that are taken from the beginning
 	// Files bounds how many names may be added; 0 is DefaultFiles.
 	Files int64
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/matchlock/matchlock/internal/disk"
 )
 
 // host is a folder of the host, or a single file of it.
@@ -59,6 +61,7 @@ func OpenHost(dir string, o HostOptions) (FS, error) {
 		return nil, err
 	}
 	h := &host{o: o, quota: newQuota(o.Quota, o.Files), records: make(map[ID]record)}
+	h.quota.used = o.Used
 	if info.Mode().IsRegular() {
 		path, h.file = filepath.Split(path)
 	} else if !info.IsDir() {
@@ -500,7 +503,7 @@ func (h *host) openNode(n node, write bool) (*hostFile, error) {
 	case unix.S_IFLNK:
 		return nil, syscall.ELOOP
 	default:
-		return nil, syscall.ENXIO // as for a socket, or a device that is not there
+		return nil, syscall.ENXIO // as for a socket
 	}
 	flags := unix.O_RDONLY
 	if write {
@@ -905,6 +908,21 @@ func (f *hostFile) WriteAt(p []byte, offset int64) (n int, err error) {
 		return err
 	})
 	return n, err
+}
+
+// copyFrom makes f, which is empty, what another file of the host is, if src is one.
+func (f *hostFile) copyFrom(src File) (done bool, err error) {
+	from, ok := src.(*hostFile)
+	if !ok {
+		return false, nil
+	}
+	a, err := from.stat()
+	if err != nil {
+		return true, err
+	}
+	return true, f.host.quota.grow(f.stat, func(Attr) int64 { return a.Blocks * 512 }, func() error {
+		return disk.CopySparse(f.File, from.File)
+	})
 }
 
 func (f *hostFile) Truncate(size int64) error {

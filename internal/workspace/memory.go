@@ -1,8 +1,12 @@
 package workspace
 
 import (
+	"bufio"
+	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"sync/atomic"
 	"syscall"
 )
@@ -80,19 +84,6 @@ func (m *Memory) Open(path string, write bool) (File, error) {
 	return m.open(n, write), nil
 }
 
-// canOpen is nil for a regular file.
-func (n *inode) canOpen() error {
-	switch n.Mode & syscall.S_IFMT {
-	case syscall.S_IFREG:
-		return nil
-	case syscall.S_IFDIR:
-		return syscall.EISDIR
-	case syscall.S_IFLNK:
-		return syscall.ELOOP
-	}
-	return syscall.ENXIO
-}
-
 func (m *Memory) open(n *inode, write bool) *memoryFile {
 	n.chunks.opens++
 	return &memoryFile{m: m, n: n, write: write}
@@ -109,7 +100,7 @@ func (m *Memory) Create(path string, mode uint32, owner Owner) (File, error) {
 	return m.open(n, true), nil
 }
 
-// stat, setTimes, drop, adopt and truncate make it the store of its own tree.
+// stat, setTimes, free, adopt and truncate make it the store of its own tree.
 
 func (m *Memory) stat(n *inode, a *Attr) error {
 	a.Size, a.Blocks = n.chunks.size, int64(len(n.chunks.at))*(chunkSize/512)
@@ -119,7 +110,7 @@ func (m *Memory) stat(n *inode, a *Attr) error {
 func (m *Memory) setTimes(*inode, Change) error { return nil }
 func (m *Memory) adopt(*inode)                  {}
 
-func (m *Memory) drop(n *inode) {
+func (m *Memory) free(n *inode) {
 	if n.names == 0 && n.chunks.opens == 0 {
 		m.held -= n.chunks.cut(0)
 	}
@@ -368,6 +359,113 @@ func (f *memoryFile) Close() error {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
 	f.n.chunks.opens--
-	f.m.drop(f.n)
+	f.m.free(f.n)
+	return nil
+}
+
+// fileRun says what bytes of a file come after a line: some of its chunks, one after the
+// other, by their numbers.
+type fileRun struct {
+	Inode  uint64  `json:"inode"`
+	Size   int64   `json:"size"`
+	Chunks []int64 `json:"chunks,omitempty"`
+}
+
+// maxRun is how many chunks one line announces.
+const maxRun = 1024
+
+// Export writes all of the tree. Nobody waits for it to change the tree meanwhile.
+func (m *Memory) Export(w io.Writer) error {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	b := bufio.NewWriterSize(w, chunkSize)
+	if err := m.dump(b); err != nil {
+		return err
+	}
+	for _, number := range slices.Sorted(maps.Keys(m.inodes)) {
+		n := m.inodes[number]
+		if !n.is(syscall.S_IFREG) {
+			continue
+		}
+		all := slices.Sorted(maps.Keys(n.chunks.at))
+		for first := true; first || len(all) > 0; first = false {
+			run := all[:min(len(all), maxRun)]
+			all = all[len(run):]
+			if err := writeLine(b, line{File: &fileRun{number, n.chunks.size, run}}); err != nil {
+				return err
+			}
+			for _, i := range run {
+				if _, err := b.Write(n.chunks.at[i]); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if err := writeLine(b, line{End: true}); err != nil {
+		return err
+	}
+	return b.Flush()
+}
+
+// Import makes the tree what Export has written, within the bounds of this one. It may
+// have read further. After an error the tree is what it was.
+func (m *Memory) Import(r io.Reader) error {
+	fresh := &Memory{tree{maxima: m.maxima}}
+	fresh.store = fresh
+	m.mu.RLock()
+	root := m.inodes[rootNumber].meta
+	m.mu.RUnlock()
+	fresh.init(root)
+	b := bufio.NewReaderSize(r, maxLine)
+	for first := true; ; first = false {
+		l, err := readLine(b)
+		if err == nil && first && l.Version == 0 {
+			err = errEdit
+		}
+		if err == nil {
+			err = fresh.load(l)
+		}
+		if err == nil && l.File != nil {
+			err = fresh.read(b, l.File)
+		}
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return fmt.Errorf("files in memory: %w", err)
+		}
+		if l.End {
+			break
+		}
+	}
+	if err := fresh.loaded(); err != nil {
+		return fmt.Errorf("files in memory: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.inodes, m.next, m.names, m.held = fresh.inodes, fresh.next, fresh.names, fresh.held
+	return nil
+}
+
+// read reads chunks of a file.
+func (m *Memory) read(r io.Reader, run *fileRun) error {
+	n := m.inodes[run.Inode]
+	if n == nil || !n.is(syscall.S_IFREG) || run.Size < 0 {
+		return errEdit
+	}
+	c := &n.chunks
+	c.size = run.Size
+	for _, i := range run.Chunks {
+		if i < 0 || i > 1<<62/chunkSize || c.at[i] != nil {
+			return errEdit
+		}
+		if m.held += chunkSize; m.held > m.maxima.held {
+			return syscall.EDQUOT
+		}
+		c.fill(i*chunkSize, chunkSize)
+		if _, err := io.ReadFull(r, c.at[i]); err != nil {
+			return err
+		}
+	}
 	return nil
 }

@@ -39,7 +39,7 @@ type store interface {
 
 	stat(n *inode, a *Attr) error // sets what it knows better
 	setTimes(n *inode, c Change) error
-	drop(n *inode)  // it has lost its last name
+	free(n *inode)  // it has lost its last name
 	adopt(n *inode) // it is in the tree now, from the lower one
 
 	truncate(path string, size int64) error
@@ -53,7 +53,8 @@ type inode struct {
 	folders uint32           // among entries
 	held    int64
 
-	chunks chunks // of a Memory's file
+	chunks chunks    // of a Memory's file
+	open   *openFile // of an Overlay's, if it is
 }
 
 // meta is what is known of an inode beyond names and bytes.
@@ -126,6 +127,19 @@ func (t *tree) init(root meta) {
 	t.inodes[rootNumber].names = 1 // which nobody removes
 }
 
+// canOpen is nil for a regular file.
+func (n *inode) canOpen() error {
+	switch n.Mode & syscall.S_IFMT {
+	case syscall.S_IFREG:
+		return nil
+	case syscall.S_IFDIR:
+		return syscall.EISDIR
+	case syscall.S_IFLNK:
+		return syscall.ELOOP
+	}
+	return syscall.ENXIO
+}
+
 func (n *inode) is(typ uint32) bool { return n.Mode&syscall.S_IFMT == typ }
 
 func (m *meta) cost() int64 {
@@ -177,12 +191,16 @@ func (t *tree) step(edits ...edit) error {
 			touched = append(touched, n)
 		}
 	}
+	t.dropUnnamed(touched)
+	return nil
+}
+
+func (t *tree) dropUnnamed(touched []*inode) {
 	for _, n := range touched {
 		if n.names == 0 && t.inodes[n.Number] == n {
 			t.drop(n)
 		}
 	}
-	return nil
 }
 
 // edit makes one edit. It returns an inode that may have lost its last name.
@@ -241,13 +259,15 @@ func (t *tree) setEntry(folder *inode, name string, e entry) (lost *inode) {
 
 // drop lets go of an inode without a name.
 func (t *tree) drop(n *inode) {
-	for name := range n.entries { // those that hide
-		t.setEntry(n, name, entry{})
+	for name := range n.entries {
+		if lost := t.setEntry(n, name, entry{}); lost != nil && lost.names == 0 {
+			t.drop(lost)
+		}
 	}
 	t.held -= n.held
 	delete(t.inodes, n.Number)
 	if n.is(syscall.S_IFREG) {
-		t.store.drop(n)
+		t.store.free(n)
 	}
 }
 
@@ -337,10 +357,14 @@ func (t *tree) take(folder *inode, name string) (*inode, error) {
 		if err != nil {
 			return nil, err
 		}
+		size := 0
 		for _, name := range names {
 			value, err := t.lower.Getxattr(lower, name)
 			if err != nil {
 				return nil, err
+			}
+			if size += len(name) + len(value); size > maxXattrs {
+				break
 			}
 			if m.Xattrs == nil {
 				m.Xattrs = make(map[string][]byte)

@@ -23,10 +23,19 @@ func TestTrees(t *testing.T) {
 	memory := func(*testing.T) workspace.FS {
 		return workspace.NewMemory(workspace.MemoryOptions{Owner: workspacetest.Guest})
 	}
+	overlay := func(t *testing.T) workspace.FS {
+		fs, err := workspace.OpenOverlay(host(workspace.HostOptions{ReadOnly: true})(t), t.TempDir()+"/overlay", workspace.OverlayOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { fs.Close() })
+		return fs
+	}
 	for name, open := range map[string]func(*testing.T) workspace.FS{
-		"Host":   host(workspace.HostOptions{}),
-		"Quota":  host(workspace.HostOptions{Quota: 64 << 20, Files: 10_000}),
-		"Memory": memory,
+		"Host":    host(workspace.HostOptions{}),
+		"Quota":   host(workspace.HostOptions{Quota: 64 << 20, Files: 10_000}),
+		"Memory":  memory,
+		"Overlay": overlay,
 		"Filter": func(t *testing.T) workspace.FS {
 			fs, err := workspace.NewFilter(memory(t), []string{"secret"}, []string{"fixed", "/fixed2/y"})
 			if err != nil {

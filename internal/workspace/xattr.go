@@ -3,6 +3,7 @@ package workspace
 import (
 	"strings"
 	"syscall"
+	"unicode/utf8"
 )
 
 const (
@@ -25,7 +26,7 @@ const noXattr = syscall.Errno(61)
 // guestXattr tells whether an xattr is the guest's.
 func guestXattr(name string) bool {
 	return strings.HasPrefix(name, "user.") && len(name) > len("user.") && len(name) <= maxName &&
-		name != recordName && strings.IndexByte(name, 0) < 0
+		name != recordName && strings.IndexByte(name, 0) < 0 && utf8.ValidString(name)
 }
 
 // checkSetxattr refuses what no file takes.
