@@ -50,6 +50,10 @@ func Main() error {
 	if err := mountKernelFileSystems(); err != nil {
 		return err
 	}
+	// The kernel has booted, and its warnings, which the host looks at, were those of
+	// its boot. From now on user code could cause them, and the console is slow. A
+	// kernel that says nothing at all has no such file.
+	_ = os.WriteFile("/proc/sys/kernel/printk", []byte("4"), 0)
 	if err := goFirst(); err != nil {
 		return err
 	}

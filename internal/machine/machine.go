@@ -31,8 +31,8 @@ import (
 // of what is said over them. Its methods may be called by several goroutines
 // at once, Close at any time.
 type Hypervisor interface {
-	// Start returns when the guest's processors run, which is before its kernel
-	// has booted. ctx bounds the call alone.
+	// Start returns when the guest's processors run. Its kernel may still boot, or
+	// hang. ctx bounds the call alone.
 	Start(ctx context.Context) error
 
 	// Wait returns when the hypervisor's process is gone: nil when the guest

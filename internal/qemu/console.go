@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"regexp"
 	"strings"
 	"sync"
 
@@ -26,8 +27,10 @@ type console struct {
 	log *logs.Writer // nil: none
 	out io.Writer    // of the log
 
-	mu   sync.Mutex
-	tail []byte
+	mu      sync.Mutex
+	tail    []byte
+	awaited *regexp.Regexp // nil: nothing
+	said    chan struct{}  // closed when that was said
 }
 
 // openConsole opens the log to go on with it; path may be empty. The logger is
@@ -76,6 +79,7 @@ func (s *source) Write(p []byte) (int, error) {
 		ready = len(s.line)
 	}
 	if ready > 0 {
+		s.console.compare(s.line[:ready])
 		s.console.out.Write(s.line[:ready])
 		s.line = append(s.line[:0], s.line[ready:]...)
 	}
@@ -89,6 +93,30 @@ func (c *console) remember(p []byte) {
 	c.tail = append(c.tail, p...)
 	if extra := len(c.tail) - consoleTail; extra > 0 {
 		c.tail = append(c.tail[:0], c.tail[extra:]...)
+	}
+}
+
+// await returns a channel that is closed when pattern, of one line, is found in
+// what is said from now on. There is one that waits at a time; cancel is for when
+// it has stopped.
+func (c *console) await(pattern *regexp.Regexp) (said <-chan struct{}, cancel func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.awaited, c.said = pattern, make(chan struct{})
+	return c.said, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.awaited = nil
+	}
+}
+
+// compare looks in whole lines for what is awaited.
+func (c *console) compare(lines []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.awaited != nil && c.awaited.Match(lines) {
+		c.awaited = nil
+		close(c.said)
 	}
 }
 

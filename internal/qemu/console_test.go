@@ -3,6 +3,7 @@ package qemu
 import (
 	"io"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -83,5 +84,49 @@ func TestConsoleLog(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A line is found however it comes, from the moment on at which it is awaited, and
+// until that is cancelled.
+func TestConsoleAwait(t *testing.T) {
+	const said = "one\r\ntwo\r\nthree\r\n"
+	two := regexp.MustCompile(`(?m)^two\r?$`)
+	for way, r := range map[string]func() io.Reader{
+		"at once":       func() io.Reader { return strings.NewReader(said) },
+		"byte for byte": func() io.Reader { return iotest.OneByteReader(strings.NewReader(said)) },
+	} {
+		t.Run(way, func(t *testing.T) {
+			c, err := openConsole("", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			speak := func() { c.collect(io.NopCloser(r())) }
+			found := func(said <-chan struct{}) bool {
+				select {
+				case <-said:
+					return true
+				default:
+					return false
+				}
+			}
+			speak()
+			late, cancel := c.await(two)
+			if found(late) {
+				t.Error("found what was said before")
+			}
+			cancel()
+			speak()
+			if found(late) {
+				t.Error("found what is not awaited any more")
+			}
+			first, cancel := c.await(two)
+			speak()
+			speak()
+			if !found(first) {
+				t.Error("not found")
+			}
+			cancel()
+		})
 	}
 }

@@ -131,8 +131,7 @@ func (h *hypervisor) startCold(ctx context.Context) (err error) {
 	if h.initramfs, err = memoryCopy("initramfs", h.boot.Initramfs); err != nil {
 		return fmt.Errorf("initramfs: %w", err)
 	}
-	_, err = h.startInstance(ctx, nil, false)
-	return err
+	return h.bootGuest(ctx)
 }
 
 func (h *hypervisor) isClosed() bool {

@@ -99,7 +99,7 @@ func (h *hypervisor) invocation(ch channels) *invocation {
 	c.add("-chardev", fmt.Sprintf("socket,id=console,fd=%d", c.fd(ch.console)), "-serial", "chardev:console")
 	c.add("-device", "virtio-serial-device,max_ports=4") // port 0 is a console, which there is none of
 	c.serialPort("data", wire.DataPortName, ch.data, ch.dataLater)
-	c.serialPort("ctl", wire.ControlPortName, ch.control, false)
+	c.serialPort(controlID, wire.ControlPortName, ch.control, false)
 	c.serialPort("fs", wire.FilesPortName, ch.fs, false)
 	for i := range h.disks {
 		c.blockDevice(&h.disks[i])
@@ -117,6 +117,9 @@ func (h *hypervisor) invocation(ch channels) *invocation {
 	return c
 }
 
+// controlID is what QEMU calls the control port, and the socket behind it.
+const controlID = "ctl"
+
 // GuestMAC is the hardware address of every guest: each has a link of its own. Its
 // prefix is that of locally administered addresses.
 func GuestMAC() net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0x00, 0x12, 0x34, 0x56} }
@@ -126,7 +129,7 @@ func (c *invocation) serialPort(id, name string, socket *os.File, listens bool) 
 	if listens {
 		chardev += ",server=on,wait=off"
 	}
-	c.add("-chardev", chardev, "-device", fmt.Sprintf("virtserialport,chardev=%s,name=%s", id, name))
+	c.add("-chardev", chardev, "-device", fmt.Sprintf("virtserialport,id=%s,chardev=%s,name=%s", id, id, name))
 }
 
 // blockDevice adds a disk. The format is never probed: the lowest file itself is
@@ -175,7 +178,10 @@ func (h *hypervisor) kernelArgs(hz int) string {
 	if h.config.KernelArgs != "" {
 		return h.config.KernelArgs
 	}
-	args := []string{"console=ttyS0", "panic=-1", "reboot=t", "quiet",
+	args := []string{"console=ttyS0", "panic=-1", "reboot=t",
+		// The warnings of its boot, see noTimer. The guest's init silences what user
+		// code could have the kernel say.
+		"loglevel=5",
 		// What has no use in a guest of this kind and costs each command its share:
 		// pressure statistics, audit, and security modules without a policy.
 		"psi=0", "audit=0", "lsm=landlock,yama",
