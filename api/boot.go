@@ -31,6 +31,10 @@ type BootData struct {
 	// Tmpfs are further file systems in the guest's memory.
 	Tmpfs []Tmpfs
 
+	// Sockets are the paths of unix sockets in the guest that lead to the host. In a
+	// copy of a machine those that are not among them are closed.
+	Sockets []string
+
 	// ShmSize is the size of /dev/shm in bytes; 0 is 64 MiB.
 	ShmSize int64
 

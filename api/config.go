@@ -52,7 +52,7 @@ type Config struct {
 	// Coherent has what others change in the host's folders be seen at once, not
 	// within a second. It costs a question for each look.
 	Coherent bool `json:"coherent,omitempty"`
-	// Sockets are unix sockets of the host that the guest reaches.
+	// Sockets are unix sockets of the host that the guest reaches, at most MaxSockets.
 	Sockets []Socket `json:"sockets,omitempty"`
 	// Disks are disk images of the host, attached and mounted.
 	Disks []Disk `json:"disks,omitempty"`
@@ -259,6 +259,12 @@ func (c *Config) validateMounts(v *faults) {
 			v.add("socket for %q: no path of the host", s.Guest)
 		}
 		mount(fmt.Sprintf("socket %q", s.Host), s.Guest)
+		if len(s.Guest) > maxSocketPath {
+			v.add("socket %q: its path in the guest has %d bytes, and a socket's address %d at most", s.Host, len(s.Guest), maxSocketPath)
+		}
+	}
+	if len(c.Sockets) > MaxSockets {
+		v.add("sockets: %d of them, at most %d can be", len(c.Sockets), MaxSockets)
 	}
 	for _, t := range c.Tmpfs {
 		mount("tmpfs", t.Path)

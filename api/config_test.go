@@ -19,6 +19,7 @@ var full = Config{
 	CPUs: 0.5, Memory: 1 << 30, DiskSize: 10 << 30,
 	Disks:   []Disk{{File: "data:1.ext4", Mount: "/data", ReadOnly: true}},
 	Tmpfs:   []Tmpfs{{Path: "/scratch", Size: 64 << 20}, {Path: "/more"}},
+	Sockets: []Socket{{Host: "/tmp/agent:1", Guest: "/run/agent"}},
 	ShmSize: 1 << 20, Hostname: "box", Network: Network{AddHosts: []HostIPMapping{{Host: "db", IP: "fd00::1"}}},
 	CapAdd: []string{"NET_ADMIN"}, CapDrop: []string{"CHOWN"}, AllowSetuid: true, ReadOnly: true,
 	Ulimits: []Ulimit{{Name: "nofile", Soft: 1024, Hard: math.MaxUint64}},
@@ -67,6 +68,11 @@ func TestConfigValidate(t *testing.T) {
 		{"disk at /", func(c *Config) { c.Disks = []Disk{{File: "a", Mount: "/."}} }, "not an absolute path below /"},
 		{"disk without a file", func(c *Config) { c.Disks = []Disk{{Mount: "/a"}} }, "no file"},
 		{"two at one place", func(c *Config) { c.Disks, c.Tmpfs = []Disk{{File: "a", Mount: "/a"}}, []Tmpfs{{Path: "/a/"}} }, "tmpfs: /a is taken"},
+		{"socket at no path", func(c *Config) { c.Sockets = []Socket{{Host: "/s", Guest: "s"}} }, `socket "/s": "s" is not an absolute path`},
+		{"socket of nothing", func(c *Config) { c.Sockets = []Socket{{Guest: "/s"}} }, `socket for "/s": no path of the host`},
+		{"socket with a long path", func(c *Config) { c.Sockets = []Socket{{Host: "/s", Guest: "/" + strings.Repeat("x", 107)}} }, `has 108 bytes, and a socket's address 107 at most`},
+		{"two sockets at one place", func(c *Config) { c.Sockets = []Socket{{"/a", "/s"}, {"/b", "/s"}} }, `socket "/b": /s is taken`},
+		{"many sockets", func(c *Config) { c.Sockets = make([]Socket, MaxSockets+1) }, "sockets: 17 of them, at most 16"},
 		{"relative tmpfs", func(c *Config) { c.Tmpfs = []Tmpfs{{Path: "tmp"}} }, `tmpfs: "tmp"`},
 		{"negative tmpfs", func(c *Config) { c.Tmpfs = []Tmpfs{{Path: "/tmp", Size: -1}} }, "size of -1 bytes"},
 		{"hostname", func(c *Config) { c.Hostname = "a b" }, `hostname "a b"`},
@@ -100,7 +106,7 @@ func TestConfigJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		`"disks":["data:1.ext4:/data:ro"]`, `"tmpfs":["/scratch:67108864b","/more"]`, `"ulimits":["nofile=1024:unlimited"]`,
+		`"disks":["data:1.ext4:/data:ro"]`, `"tmpfs":["/scratch:67108864b","/more"]`, `"sockets":["/tmp/agent:1:/run/agent"]`, `"ulimits":["nofile=1024:unlimited"]`,
 		`"timeout":"1m30s"`, `"entrypoint":[]`, `"work_dir":"/work"`, `"memory":1073741824`,
 	} {
 		if !strings.Contains(string(data), want) {

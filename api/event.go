@@ -7,7 +7,8 @@ import (
 )
 
 // Event tells what the guest did, or tried, on its network: one for each name it
-// asked for, each flow, and each request that was looked into.
+// asked for, each flow, and each request that was looked into. A connection through
+// one of Config.Sockets is a flow, too.
 type Event struct {
 	Time time.Time `json:"time"` // when it began
 	Kind EventKind `json:"kind"`
@@ -15,13 +16,13 @@ type Event struct {
 	Flow uint64 `json:"flow,omitempty"`
 
 	// Name is what the guest asked for, as policy knows it: in lower case, without
-	// the last dot. Empty: it gave an address.
+	// the last dot; of a unix socket, the path in the guest. Empty: it gave an address.
 	Name string `json:"name,omitempty"`
 	// Address is what was dialled on the host's side, or, where nothing was, what the
-	// guest wanted.
+	// guest wanted; of a unix socket, the path on the host.
 	Address  string `json:"address,omitempty"`
 	Port     uint16 `json:"port,omitempty"`
-	Protocol string `json:"protocol,omitempty"` // tcp, udp, tls, http, https, websocket
+	Protocol string `json:"protocol,omitempty"` // tcp, udp, tls, http, https, websocket, unix
 
 	Verdict Verdict `json:"verdict"`
 	// Rule is the text of the rule that decided; empty: there is none, or it was

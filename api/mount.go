@@ -174,11 +174,19 @@ func (m Mount) MarshalText() ([]byte, error) {
 	return text, nil
 }
 
-// Socket is a unix socket of the host that the guest reaches by one of its own.
+// Socket is a unix socket of the host that the guest reaches by one of its own: a
+// connection to that is one to the host's, byte for byte. Descriptors and credentials
+// that processes send over unix sockets, see unix(7), stay on their side.
 type Socket struct {
-	Host  string // the path on the host
-	Guest string // the path in the guest: absolute, made by us
+	Host  string // the path on the host; absolute in a sandbox's own configuration
+	Guest string // the path in the guest: absolute, made with its folder when missing
 }
+
+// Limits of Config.Sockets.
+const (
+	MaxSockets    = 16
+	maxSocketPath = 107 // bytes (unix(7), sun_path less its NUL)
+)
 
 // UnmarshalText reads a socket, HOST:GUEST.
 func (s *Socket) UnmarshalText(text []byte) error {
@@ -186,6 +194,7 @@ func (s *Socket) UnmarshalText(text []byte) error {
 	if i < 0 {
 		return fmt.Errorf("socket %q: want HOST:GUEST", text)
 	}
+	// The guest's path is after the last colon: the host's may have some.
 	*s = Socket{Host: string(text[:i]), Guest: string(text[i+1:])}
 	return nil
 }

@@ -155,6 +155,7 @@ func encodeBoot(e *wire.Encoder, b *api.BootData) {
 		e.String(t.Path)
 		e.Varint(t.Size)
 	}
+	e.Strings(b.Sockets)
 	e.Varint(b.ShmSize)
 	e.Uvarint(uint64(len(b.Ulimits)))
 	for _, u := range b.Ulimits {
@@ -177,6 +178,7 @@ func decodeBoot(d *wire.Decoder) *api.BootData {
 	for range d.Count(maxList) {
 		b.Tmpfs = append(b.Tmpfs, api.Tmpfs{Path: d.String(maxPath), Size: d.Varint()})
 	}
+	b.Sockets = d.Strings(api.MaxSockets)
 	b.ShmSize = d.Varint()
 	for range d.Count(maxList) {
 		b.Ulimits = append(b.Ulimits, api.Ulimit{Name: d.String(maxName), Soft: d.Uint64(), Hard: d.Uint64()})

@@ -128,6 +128,7 @@ func TestControl(t *testing.T) {
 		Confinement:  api.Confinement{CapAdd: []string{"NET_RAW"}, CapDrop: []string{"ALL"}, AllowSetuid: true},
 		ReadOnlyRoot: true,
 		Tmpfs:        []api.Tmpfs{{Path: "/t", Size: 5}, {Path: "/u"}},
+		Sockets:      []string{"/a", "/b"},
 		ShmSize:      1 << 40,
 		Ulimits:      []api.Ulimit{{Name: "nofile", Soft: 1, Hard: 1<<64 - 1}},
 	}
@@ -264,7 +265,7 @@ func FuzzControlRequest(f *testing.F) {
 	setup := Setup{Params: "a=b", Env: map[string]string{"A": "B"}, Hosts: []api.HostIPMapping{{Host: "a", IP: "b"}}}
 	f.Add(byte(controlSetup), setup.encode())
 	var boot wire.Encoder
-	encodeBoot(&boot, &api.BootData{Tmpfs: []api.Tmpfs{{Path: "/"}}, Ulimits: []api.Ulimit{{Name: "x"}}})
+	encodeBoot(&boot, &api.BootData{Tmpfs: []api.Tmpfs{{Path: "/"}}, Sockets: []string{"/s"}, Ulimits: []api.Ulimit{{Name: "x"}}})
 	f.Add(byte(controlBoot), boot.Encoded())
 	f.Fuzz(func(t *testing.T, kind byte, body []byte) {
 		r := new(recorder)

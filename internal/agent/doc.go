@@ -1,5 +1,5 @@
 // Package agent answers how the host has something done in the guest: commands
-// run, files written and read, ports reached, and the machine itself set up and
+// run, files written and read, ports reached, unix sockets led to the host, and the machine itself set up and
 // told of the world. It holds both ends of each protocol: Client and Control on
 // the host, Server and ServeControl in the guest.
 //

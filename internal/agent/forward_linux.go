@@ -21,6 +21,11 @@ func (s *Server) forward(in *wire.Incoming, port uint16) {
 		in.Refuse(err.Error())
 		return
 	}
+	s.join(in, conn)
+}
+
+// join accepts a stream for a connection, and passes on what comes by either.
+func (s *Server) join(in *wire.Incoming, conn net.Conn) {
 	stream := in.Accept()
 	defer context.AfterFunc(s.life, func() { conn.Close(); stream.Close() })()
 	defer conn.Close()

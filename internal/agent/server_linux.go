@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
@@ -30,6 +31,7 @@ type Server struct {
 	lastID   uint64
 	ready    *pipes     // of the next command; nil: none are
 	root     *knownRoot // nil: not known
+	sockets  []*socket  // that lead to the host, by their numbers
 }
 
 // NewServer returns a server whose commands are started by starter, with env as
@@ -63,6 +65,8 @@ func (s *Server) baseEnv() map[string]string {
 // Serve takes the streams of a session until that ends, and returns why it did.
 // What they asked for ends with them.
 func (s *Server) Serve(mux *wire.GuestMux) error {
+	session, end := context.WithCancel(s.life)
+	defer end()
 	for {
 		in, err := mux.Accept()
 		if err != nil {
@@ -75,6 +79,8 @@ func (s *Server) Serve(mux *wire.GuestMux) error {
 			default:
 				s.serving.Go(func() { s.ServeConn(in.Accept()) })
 			}
+		case port >= wire.PortSocket && port < wire.PortSocket+api.MaxSockets:
+			s.serving.Go(func() { s.awaitConnection(session, in, int(port-wire.PortSocket)) })
 		case port > wire.PortForward && port <= wire.PortForward+65535:
 			s.serving.Go(func() { s.forward(in, uint16(port-wire.PortForward)) })
 		default:
@@ -97,6 +103,9 @@ func (s *Server) Close() error {
 	s.end()
 	s.closing.Do(func() { s.waiting <- nil })
 	s.serving.Wait()
+	for _, k := range s.sockets {
+		k.listener.Close()
+	}
 	if s.ready != nil {
 		s.ready.close()
 	}

@@ -333,6 +333,9 @@ func (g *guest) Boot(b *api.BootData) error {
 		return err
 	}
 	if g.isCopy {
+		if err := g.server.Listen(b.Sockets); err != nil {
+			return err
+		}
 		g.server.AddEnv(b.Env)
 		return g.thaw()
 	}
@@ -340,6 +343,9 @@ func (g *guest) Boot(b *api.BootData) error {
 		return err
 	}
 	if err := mountTmpfs(b.Tmpfs, b.ShmSize); err != nil {
+		return err
+	}
+	if err := g.server.Listen(b.Sockets); err != nil {
 		return err
 	}
 	if b.ReadOnlyRoot || g.params.Privileged { // which can make it so itself

@@ -594,11 +594,12 @@ func (m *Machine) ListFiles(ctx context.Context, path string) ([]api.FileInfo, e
 }
 
 // Dial opens a stream to the agent, for those who ask it by a client of their
-// own, or to a user's port. As long as one to the agent is open, user code counts
+// own, to a user's port, or to a unix socket, which waits for a connection to that. As long as one to the agent is open, user code counts
 // as running. Explain says what its errors mean.
 func (m *Machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if port != wire.PortAgent {
-		if port < firstUserPort {
+		socket := port >= wire.PortSocket && port < wire.PortSocket+api.MaxSockets
+		if port < firstUserPort && !socket {
 			return nil, reservedPort(port)
 		}
 		return ask(ctx, m, func(ctx context.Context) (net.Conn, error) { return m.hv.DialVsock(ctx, port) })

@@ -17,6 +17,9 @@ const (
 	PortControl = 2 // the control port, which is beside the multiplexer, not in it
 	PortFiles   = 3 // the port of files, likewise: internal/fuse
 
+	// PortSocket + N is the guest's N-th unix socket that leads to the host. A stream
+	// to it is accepted when a process of the guest connects, and is that connection.
+	PortSocket = 256
 	// PortForward + N is TCP port N of the guest's loopback.
 	PortForward = 10000
 )

@@ -126,10 +126,13 @@ func (h *inProcess) Prepared() bool                     { return false }
 func (h *inProcess) IsSetUp() bool                      { return false }
 func (h *inProcess) Prepare(p *agent.Preparation) error { return nil } // the host is as it is
 func (h *inProcess) Setup(s *agent.Setup) error         { h.server.AddEnv(s.Env); return nil }
-func (h *inProcess) Boot(data *api.BootData) error      { h.server.AddEnv(data.Env); return nil }
-func (h *inProcess) SetClock(time.Time) error           { return nil } // the host's is right
-func (h *inProcess) Reset(uint64) error                 { return nil }
-func (h *inProcess) Renew(*agent.Setup) error           { return errors.ErrUnsupported }
-func (h *inProcess) Freeze() error                      { return errors.ErrUnsupported }
-func (h *inProcess) Thaw(time.Time) error               { return errors.ErrUnsupported }
-func (h *inProcess) PowerOff() error                    { go h.end(); return nil }
+func (h *inProcess) Boot(data *api.BootData) error {
+	h.server.AddEnv(data.Env)
+	return h.server.Listen(data.Sockets)
+}
+func (h *inProcess) SetClock(time.Time) error { return nil } // the host's is right
+func (h *inProcess) Reset(uint64) error       { return nil }
+func (h *inProcess) Renew(*agent.Setup) error { return errors.ErrUnsupported }
+func (h *inProcess) Freeze() error            { return errors.ErrUnsupported }
+func (h *inProcess) Thaw(time.Time) error     { return errors.ErrUnsupported }
+func (h *inProcess) PowerOff() error          { go h.end(); return nil }
