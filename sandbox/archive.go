@@ -49,6 +49,7 @@ func (o Options) ExportSnapshot(ctx context.Context, name string, w io.Writer) e
 	if n := s.record.Network; n != nil {
 		n.CA = nil // whoever has its key can pose as any server to the sandboxes here
 	}
+	s.record.Config.Sockets = nil // of this host
 	options := saved.ExportOptions{About: sentRecord{s.record, img.Config}}
 	for i, layer := range img.Layers {
 		options.Extra = append(options.Extra, saved.ExtraFile{Name: lowerName(i), Path: layer.Path})
@@ -135,7 +136,7 @@ func decodeSent(a *saved.Arrival) (*sentRecord, error) {
 // host, what would be read or run on it, and keys that others have. Rules go on to
 // hold where they name what is public.
 func (r *savedRecord) disarm() {
-	r.Config.Secrets, r.Config.SecretIn = nil, nil
+	r.Config.Sockets, r.Config.Secrets, r.Config.SecretIn = nil, nil, nil
 	n := &r.Config.Network
 	*n = api.Network{
 		None: n.None, MTU: n.MTU, DNSMode: n.DNSMode, Intercept: n.Intercept,

@@ -67,6 +67,7 @@ func TestDisarm(t *testing.T) {
 	if !opened() {
 		t.Error("it was not open before")
 	}
+	r.Config.Sockets = []api.Socket{{Host: "/run/docker.sock", Guest: "/s"}}
 	r.disarm()
 	if opened() {
 		t.Error("a private address is open")
@@ -75,7 +76,7 @@ func TestDisarm(t *testing.T) {
 	if diff := cmp.Diff(want, r.Config.Network, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("its network (-want +got):\n%s", diff)
 	}
-	if len(r.Config.Secrets) > 0 || r.Network.CA != nil {
-		t.Error("it has secrets, or a CA that others know")
+	if len(r.Config.Secrets) > 0 || len(r.Config.Sockets) > 0 || r.Network.CA != nil {
+		t.Error("it has secrets, sockets, or a CA that others know")
 	}
 }

@@ -55,6 +55,18 @@ func openEvents(path string, onError func(error), deny func([]api.Event)) (*even
 	return l, nil
 }
 
+// openEvents is the supervisor's. A sandbox that reaches nothing has no events.
+func (s *supervisor) openEvents() (err error) {
+	if s.config.Network.None && len(s.config.Sockets) == 0 {
+		return nil
+	}
+	s.events, err = openEvents(s.dir.Path(eventsName), func(err error) { s.log.Warn("events are not logged", "error", err) }, s.tellDenied)
+	if err == nil {
+		s.unwind.push(s.events.close)
+	}
+	return err
+}
+
 // add takes an event. It never blocks.
 func (l *eventLog) add(e api.Event) {
 	if e.Time.IsZero() {

@@ -102,6 +102,7 @@ func bootData(id string, c *api.Config, p *process, img *image.Config, n *networ
 		Confinement:  c.Confinement(),
 		ReadOnlyRoot: c.ReadOnly,
 		Tmpfs:        c.Tmpfs,
+		Sockets:      guestSockets(c.Sockets),
 		ShmSize:      c.ShmSize,
 		Ulimits:      c.Ulimits,
 		User:         p.User,

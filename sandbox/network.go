@@ -141,11 +141,6 @@ func (s *supervisor) openNetwork(ctx context.Context, again bool) (err error) {
 	if s.config.Network.None {
 		return nil
 	}
-	s.events, err = openEvents(s.dir.Path(eventsName), func(err error) { s.log.Warn("events are not logged", "error", err) }, s.tellDenied)
-	if err != nil {
-		return err
-	}
-	s.unwind.push(s.events.close)
 	var past networkRecord
 	var given map[string]secret.Value
 	switch {

@@ -88,40 +88,50 @@ func portHint(err error, want api.Publish) error {
 
 // forward passes each connection that listener accepts on to where dial leads,
 // until ctx ends. It then waits for all of them.
-func forward(ctx context.Context, listener net.Listener, dial func(context.Context) (net.Conn, error)) error {
+func forward(ctx context.Context, listener net.Listener, dial func(context.Context) (net.Conn, error)) {
 	defer context.AfterFunc(ctx, func() { listener.Close() })()
 	defer listener.Close()
-	room := make(chan struct{}, maxPublishedConns)
+	serveEach(ctx, maxPublishedConns, listener.Accept, func(conn net.Conn) {
+		guest, err := dial(ctx)
+		if err != nil {
+			wire.Reset(conn)
+			return
+		}
+		join(ctx, conn, guest)
+	})
+}
+
+// serveEach has pass see to each connection that accept returns, to as many as room at
+// once, until ctx ends. It then waits for all of them.
+func serveEach(ctx context.Context, room int, accept func() (net.Conn, error), pass func(net.Conn)) {
+	turns := make(chan struct{}, room)
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	for {
-		room <- struct{}{}
-		conn, err := listener.Accept()
+		turns <- struct{}{}
+		conn, err := accept()
 		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			<-room
-			select { // too many files, which passes
+			<-turns
+			select { // too many files, or a guest that stands still, which passes
 			case <-time.After(100 * time.Millisecond):
 				continue
 			case <-ctx.Done():
-				return nil
+				return
 			}
 		}
 		conns.Go(func() {
-			defer func() { <-room }()
+			defer func() { <-turns }()
 			defer conn.Close()
-			guest, err := dial(ctx)
-			if err != nil {
-				wire.Reset(conn)
-				return
-			}
-			defer guest.Close()
-			defer context.AfterFunc(ctx, func() { guest.Close(); conn.Close() })()
-			wire.Join(conn, guest)
+			pass(conn)
 		})
 	}
+}
+
+// join passes on what comes by either connection until both are over or ctx ends.
+func join(ctx context.Context, a, b net.Conn) {
+	defer b.Close()
+	defer context.AfterFunc(ctx, func() { a.Close(); b.Close() })()
+	wire.Join(a, b)
 }
 
 // reach connects to a TCP port of the guest: at its address, else on its loopback.
@@ -219,7 +229,8 @@ func (s *Sandbox) ListenFor(ctx context.Context, address string, port uint16, re
 		return err
 	}
 	ready(listener.Addr())
-	return forward(ctx, listener, func(ctx context.Context) (net.Conn, error) {
+	forward(ctx, listener, func(ctx context.Context) (net.Conn, error) {
 		return s.DialContext(ctx, "tcp", "localhost:"+strconv.Itoa(int(port)))
 	})
+	return nil
 }

@@ -182,7 +182,7 @@ func (o Options) New(ctx context.Context, config api.Config) (*Sandbox, error) {
 // withWholePaths has a configuration name files of the host from the root on: it may
 // be started again in another folder.
 func withWholePaths(c api.Config) (api.Config, error) {
-	c.Disks, c.Secrets = slices.Clone(c.Disks), slices.Clone(c.Secrets)
+	c.Disks, c.Sockets, c.Secrets = slices.Clone(c.Disks), slices.Clone(c.Sockets), slices.Clone(c.Secrets)
 	c.Network.UpstreamCA, c.Network.Hooks = slices.Clone(c.Network.UpstreamCA), slices.Clone(c.Network.Hooks)
 	var paths []*string
 	c.Mounts, c.Sockets = slices.Clone(c.Mounts), slices.Clone(c.Sockets)
@@ -196,6 +196,9 @@ func withWholePaths(c api.Config) (api.Config, error) {
 	}
 	for i := range c.Disks {
 		paths = append(paths, &c.Disks[i].File)
+	}
+	for i := range c.Sockets {
+		paths = append(paths, &c.Sockets[i].Host)
 	}
 	for i := range c.Secrets {
 		if c.Secrets[i].Source == api.SecretFile {

@@ -221,13 +221,13 @@ func TestUnwind(t *testing.T) {
 func TestBootData(t *testing.T) {
 	config := &api.Config{
 		Env: map[string]string{"A": "b"}, Network: api.Network{AddHosts: []api.HostIPMapping{{Host: "db", IP: "10.0.0.1"}}},
-		CapDrop: []string{"ALL"}, AllowSetuid: true, ReadOnly: true, Tmpfs: []api.Tmpfs{{Path: "/t"}}, ShmSize: 5, Ulimits: []api.Ulimit{{Name: "core"}},
+		Sockets: []api.Socket{{Host: "/h", Guest: "/s"}}, CapDrop: []string{"ALL"}, AllowSetuid: true, ReadOnly: true, Tmpfs: []api.Tmpfs{{Path: "/t"}}, ShmSize: 5, Ulimits: []api.Ulimit{{Name: "core"}},
 	}
 	got := bootData("id", config, &image.Config{Env: []string{"B=c"}}, nil)
 	want := &api.BootData{
 		Env: map[string]string{"HOSTNAME": "id", "A": "b", "B": "c"}, Hosts: config.Network.AddHosts,
 		Confinement: api.Confinement{CapDrop: []string{"ALL"}, AllowSetuid: true}, ReadOnlyRoot: true,
-		Tmpfs: config.Tmpfs, ShmSize: 5, Ulimits: config.Ulimits,
+		Tmpfs: config.Tmpfs, Sockets: []string{"/s"}, ShmSize: 5, Ulimits: config.Ulimits,
 	}
 	if diff := cmp.Diff(got, want); diff != "" {
 		t.Errorf("(-got +want):\n%s", diff)

@@ -114,6 +114,7 @@ func (s *Saved) Config() api.Config {
 	c.Env, c.Labels = maps.Clone(c.Env), maps.Clone(c.Labels)
 	c.Network.AddHosts = slices.Clone(c.Network.AddHosts)
 	c.Network.Publish = slices.Clone(c.Network.Publish)
+	c.Sockets = slices.Clone(c.Sockets)
 	for i := range c.Network.Publish {
 		c.Network.Publish[i].HostPort = 0 // the sandbox has that one
 	}
@@ -196,7 +197,7 @@ func OpenSaved(text []byte, files []*os.File) (*Saved, error) {
 // s.Config, in which these may have changed: Command and Entrypoint, for a first
 // command in the place of the one that goes on, which goes on too; Env, User,
 // WorkDir and Timeout of commands to come; Hostname, Labels, and hosts that were
-// added; all of Network but None, MTU and DNSMode; and Secrets. What it acquires and
+// added; all of Network but None, MTU and DNSMode; Sockets; and Secrets. What it acquires and
 // what ctx bounds is as with New.
 func (o Options) Restore(ctx context.Context, s *Saved, config api.Config) (*Sandbox, error) {
 	if err := config.Validate(); err != nil {
@@ -239,7 +240,7 @@ func (s *Saved) allows(config *api.Config) error {
 		c.Hostname, c.Labels, c.Pull = "", nil, ""
 		// What the guest's link and its files are stays; what passes may differ.
 		c.Network = api.Network{None: c.Network.None, MTU: c.Network.MTU, DNSMode: c.Network.DNSMode}
-		c.Secrets, c.SecretIn = nil, nil
+		c.Sockets, c.Secrets, c.SecretIn = nil, nil, nil
 	}
 	if reflect.DeepEqual(want, have) {
 		return nil

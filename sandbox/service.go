@@ -180,6 +180,9 @@ func (s *supervisor) serveDial(ctx context.Context, c *control.Call) (any, error
 	if err := c.Params(&p); err != nil {
 		return nil, err
 	}
+	if p.Port != wire.PortAgent && p.Port <= wire.PortForward { // connections to its sockets are not for others to take
+		return nil, fmt.Errorf("port %d: it is not for those who attach", p.Port)
+	}
 	guest, err := s.dial(ctx, p.Port)
 	if err != nil {
 		return nil, s.explain(ctx, err)

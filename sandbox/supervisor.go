@@ -50,7 +50,7 @@ type supervisor struct {
 	machine guestMachine
 	network *network  // nil: there is none
 	files   *files    // of the host; nil: there are none
-	events  *eventLog // of it
+	events  *eventLog // of it, and of sockets; nil: there are none
 	ports   []api.PublishedPort
 
 	life  context.Context // of what it starts; its cause says why it ends
@@ -166,6 +166,12 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 		return err
 	}
 	s.unwind.push(s.recordEnd)
+	if err := checkSockets(s.config.Sockets); err != nil {
+		return err
+	}
+	if err := s.openEvents(); err != nil {
+		return err
+	}
 	if err := s.openNetwork(ctx, dir != nil); err != nil {
 		return err
 	}
@@ -257,6 +263,7 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 			s.network.goOn(s.origin.record.Network)
 		}
 	}
+	s.forwardSockets()
 	clock.lap("set-up")
 	return nil
 }
