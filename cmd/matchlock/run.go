@@ -21,6 +21,7 @@ type runFlags struct {
 	config api.Config
 
 	envFiles, env []string
+	sshAgent      bool
 	entrypoint    string
 	labels        []string
 
@@ -99,6 +100,8 @@ the one that runs in it, or COMMAND beside what runs.`,
 		list(fs, "disk", "attach an ext4 image, `FILE:PATH[:ro]`", &c.Disks, fromText[api.Disk])
 		list(fs, "tmpfs", "mount a file system in memory, `PATH[:SIZE]`", &c.Tmpfs, fromText[api.Tmpfs])
 		fs.BoolVar(&c.ReadOnly, "read-only", false, "make / read-only")
+		list(fs, "socket", "let the guest reach the unix socket HOST of this host at GUEST, `HOST:GUEST`", &c.Sockets, fromText[api.Socket])
+		fs.BoolVar(&f.sshAgent, "ssh-agent", false, "let it use the keys of this host's ssh-agent, as long as it runs")
 	})
 	f.networkFlags.define(cmd)
 	group(cmd, "Name and labels", func(fs *pflag.FlagSet) {
@@ -214,6 +217,11 @@ func (f *runFlags) finish(flags *pflag.FlagSet) error {
 		return err
 	}
 	f.config.Env = env
+	if f.sshAgent {
+		if err := f.addSSHAgent(os.Getenv("SSH_AUTH_SOCK")); err != nil {
+			return err
+		}
+	}
 	f.config.Labels = pairs(f.labels)
 	if flags.Changed("entrypoint") {
 		f.config.Entrypoint = []string{}
@@ -230,6 +238,29 @@ func (f *runFlags) finish(flags *pflag.FlagSet) error {
 		}
 	}
 	return f.check("run")
+}
+
+// sshAgentPath is where the guest finds the host's ssh-agent.
+const sshAgentPath = "/run/matchlock/ssh-agent.sock"
+
+// addSSHAgent leads the guest to the ssh-agent that listens at path.
+func (f *runFlags) addSSHAgent(path string) error {
+	if path == "" {
+		return noSSHAgent{}
+	}
+	f.config.Sockets = append(f.config.Sockets, api.Socket{Host: path, Guest: sshAgentPath})
+	f.config.Env["SSH_AUTH_SOCK"] = sshAgentPath
+	return nil
+}
+
+// noSSHAgent is the error that there is no agent to be reached.
+type noSSHAgent struct{}
+
+func (noSSHAgent) Error() string {
+	return "--ssh-agent: SSH_AUTH_SOCK is not set, so there is no agent"
+}
+func (noSSHAgent) Hint() string {
+	return "`eval $(ssh-agent)` starts one, and `ssh-add` gives it a key; sudo takes the variable away unless told otherwise"
 }
 
 // run makes a sandbox, runs its first command on our input, output and

@@ -282,6 +282,9 @@ func (f *runFlags) laidOver(c api.Config) (api.Config, error) {
 	c.User, c.WorkDir = cmp.Or(f.config.User, c.User), cmp.Or(f.config.WorkDir, c.WorkDir)
 	c.Timeout = cmp.Or(f.config.Timeout, c.Timeout)
 	c.Hostname = f.config.Hostname
+	for _, k := range f.config.Sockets { // over one at the same place
+		c.Sockets = append(slices.DeleteFunc(c.Sockets, func(other api.Socket) bool { return other.Guest == k.Guest }), k)
+	}
 	return c, f.networkFlags.into(&c)
 }
 
