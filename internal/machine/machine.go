@@ -593,9 +593,10 @@ func (m *Machine) ListFiles(ctx context.Context, path string) ([]api.FileInfo, e
 	return ask(ctx, m, func(ctx context.Context) ([]api.FileInfo, error) { return m.client.ListFiles(ctx, path) })
 }
 
-// Dial opens a stream to the agent, for those who ask it by a client of their
-// own, to a user's port, or to a unix socket, which waits for a connection to that. As long as one to the agent is open, user code counts
-// as running. Explain says what its errors mean.
+// Dial opens a stream to the agent, for those who ask it by a client of their own,
+// to a user's port, or to a unix socket, where it waits for a program to connect. As
+// long as one to the agent is open, user code counts as running. Explain says what its
+// errors mean.
 func (m *Machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if port != wire.PortAgent {
 		socket := port >= wire.PortSocket && port < wire.PortSocket+api.MaxSockets
