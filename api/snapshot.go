@@ -24,8 +24,16 @@ type Snapshot struct {
 	// the sandbox, and with those that go on from it, counts.
 	Size int64 `json:"size"`
 
+	// Disks are the volumes and disks of the user's that it had. They are not in it.
+	Disks []SnapshotDisk `json:"disks,omitempty"`
 	// Imported says that it came from elsewhere, as a file.
 	Imported bool `json:"imported,omitempty"`
 	// Damage says what is wrong with its files, as far as somebody looked.
 	Damage string `json:"damage,omitempty"`
+}
+
+// SnapshotDisk is where a snapshot wants a disk with the content that it had then.
+type SnapshotDisk struct {
+	Mount    string `json:"mount"` // in the guest
+	ReadOnly bool   `json:"read_only"`
 }

@@ -3,19 +3,25 @@ package sandbox
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net/netip"
+	"path"
 	"slices"
+	"strings"
+	"unicode"
 
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/image"
 	"github.com/matchlock/matchlock/internal/policy"
 	"github.com/matchlock/matchlock/internal/saved"
 	"github.com/matchlock/matchlock/internal/state"
+	"github.com/matchlock/matchlock/internal/wire"
 )
 
 // sentRecord is what goes with a snapshot to another host beside its files: what is
@@ -38,8 +44,8 @@ func (o Options) ExportSnapshot(ctx context.Context, name string, w io.Writer) e
 		return err
 	}
 	defer s.Close()
-	if len(s.record.Config.Disks) > 0 {
-		return fmt.Errorf("snapshot %q: it has disks of its user's, which do not go with it: %w", name, errors.ErrUnsupported)
+	if err := s.record.detachDisks(ctx, home); err != nil {
+		return fmt.Errorf("snapshot %q: %w", name, err)
 	}
 	img, err := o.image(ctx, home, &api.Config{Image: s.record.ImageDigest, Pull: api.PullNever})
 	if err != nil {
@@ -57,6 +63,29 @@ func (o Options) ExportSnapshot(ctx context.Context, name string, w io.Writer) e
 	if err := saved.Export(ctx, snapshotPath(home, name), w, options); err != nil {
 		return fmt.Errorf("snapshot %q: %w", name, err)
 	}
+	return nil
+}
+
+// detachDisks has a record say of its disks what was in them, not which they are.
+func (r *savedRecord) detachDisks(ctx context.Context, home state.Home) error {
+	disks := userDisks(home, &r.Config)
+	for i, mark := range r.Disks {
+		d := disks[i]
+		d.readOnly = true // here
+		file, err := d.lock(ctx, home, "")
+		if err != nil {
+			return fmt.Errorf("%s: %w", d, pathless(err))
+		}
+		err = mark.check(ctx, file)
+		if err == nil && mark.Sum == "" {
+			mark.Sum, err = saved.Sum(ctx, file)
+		}
+		if err := errors.Join(err, file.Close()); err != nil {
+			return fmt.Errorf("%s: %w", d, err)
+		}
+		r.Disks[i] = diskMark{Mount: mark.Mount, ReadOnly: mark.ReadOnly, Size: mark.Size, Sum: mark.Sum}
+	}
+	r.Config.Disks, r.Config.Mounts = nil, withoutVolumes(r.Config.Mounts)
 	return nil
 }
 
@@ -121,8 +150,11 @@ func decodeSent(a *saved.Arrival) (*sentRecord, error) {
 	if err := errors.Join(state.CheckName(r.Name), state.CheckName(r.ID), r.Config.Validate()); err != nil {
 		return nil, err
 	}
-	if len(r.Config.Disks) > 0 {
+	if len(userDisks(state.Home{}, &r.Config)) > 0 {
 		return nil, errors.New("it asks for disks of this host")
+	}
+	if err := checkMarks(r.Disks); err != nil {
+		return nil, err
 	}
 	for i, f := range a.Extra {
 		if f.Name != lowerName(i) {
@@ -130,6 +162,22 @@ func decodeSent(a *saved.Arrival) (*sentRecord, error) {
 		}
 	}
 	return &sent, nil
+}
+
+// checkMarks makes sure that marks of disks are what detachDisks makes.
+func checkMarks(marks []diskMark) error {
+	if len(marks) > wire.MaxDisks {
+		return fmt.Errorf("%d disks", len(marks))
+	}
+	for i, m := range marks {
+		if _, err := hex.DecodeString(m.Sum); err != nil || len(m.Sum) != sha256.Size*2 || m != (diskMark{Mount: m.Mount, ReadOnly: m.ReadOnly, Size: m.Size, Sum: m.Sum}) {
+			return fmt.Errorf("disk %d: it does not say what was in it", i)
+		}
+		if !path.IsAbs(m.Mount) || path.Clean(m.Mount) != m.Mount || strings.ContainsFunc(m.Mount, unicode.IsControl) || i > 0 && marks[i-1].Mount >= m.Mount {
+			return fmt.Errorf("disk at %.64q: not a place for it", m.Mount)
+		}
+	}
+	return nil
 }
 
 // disarm takes out of a record what is not a stranger's to choose: what reaches this

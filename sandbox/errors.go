@@ -13,13 +13,13 @@ import (
 
 // What callers branch on. The errors returned say more than these do.
 var (
-	// ErrNotFound says that there is no such image, no such sandbox or no such snapshot.
+	// ErrNotFound says that there is no such image, sandbox, snapshot or volume.
 	ErrNotFound = errors.New("not found")
 	// ErrNoCommand says that neither the configuration nor the image names a command.
 	ErrNoCommand = errors.New("no command to run")
 	// ErrNoHelper says that the guest's /init, which the program matchlock brings, is not to be had.
 	ErrNoHelper = errors.New("no guest binary")
-	// ErrDiskInUse says that a sandbox has a disk of the user's already.
+	// ErrDiskInUse says that a sandbox has a volume, or a disk of the user's, already.
 	ErrDiskInUse = errors.New("in use by a sandbox")
 	// ErrNotRunning says that the sandbox has ended, or its guest has.
 	ErrNotRunning = vm.ErrNotRunning
@@ -31,6 +31,8 @@ var (
 	ErrNameTaken = state.ErrNameTaken
 	// ErrSnapshotTaken says that there is a snapshot of the name.
 	ErrSnapshotTaken = errors.New("there is one already")
+	// ErrVolumeTaken says that there is a volume of the name.
+	ErrVolumeTaken = errors.New("there is one already")
 	// ErrNoNetwork says that the sandbox has no network.
 	ErrNoNetwork = errors.New("it has no network")
 	// ErrTimeout says that the first command was ended because Config.Timeout ran out.

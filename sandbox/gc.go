@@ -60,13 +60,13 @@ func (o Options) GC(ctx context.Context) (Garbage, error) {
 			errs = append(errs, fmt.Errorf("sandbox %q: %w", e.Name, err))
 		}
 	}
-	errs = append(errs, saved.RemoveRemains(home.Snapshots()))
+	errs = append(errs, saved.RemoveRemains(home.Snapshots()), removeUnmade(home.Volumes()))
 	return g, errors.Join(errs...)
 }
 
 // lasting are the files of a folder that outlive a supervisor, by their names or
 // what these begin with.
-var lasting = []string{configName, "state.json", "lock", scratchName, outputName, consoleName, eventsName, networkName}
+var lasting = []string{configName, "state.json", "lock", scratchName, copyPrefix, outputName, consoleName, eventsName, networkName}
 
 // tidy removes what a supervisor that was killed has left in a folder and the
 // next one has no use for.

@@ -66,7 +66,7 @@ func createScratch(ctx context.Context, home state.Home, dir *state.Dir, size in
 }
 
 // vmConfig says what machine the configuration asks for.
-func vmConfig(dir *state.Dir, c *api.Config, layers []image.Layer) *vm.VMConfig {
+func vmConfig(dir *state.Dir, c *api.Config, layers []image.Layer, disks []heldDisk) *vm.VMConfig {
 	m := &vm.VMConfig{
 		ID:               dir.ID,
 		OverlayEnabled:   true,
@@ -88,14 +88,14 @@ func vmConfig(dir *state.Dir, c *api.Config, layers []image.Layer) *vm.VMConfig 
 		m.OverlayLowerPaths = append(m.OverlayLowerPaths, l.Path)
 		m.OverlayLowerFSTypes = append(m.OverlayLowerFSTypes, l.FSType)
 	}
-	for _, d := range c.Disks {
-		m.ExtraDisks = append(m.ExtraDisks, vm.DiskConfig{HostPath: d.File, GuestMount: d.Mount, ReadOnly: d.ReadOnly})
+	for _, d := range disks {
+		m.ExtraDisks = append(m.ExtraDisks, vm.DiskConfig{HostPath: d.path, GuestMount: d.mount, ReadOnly: d.readOnly, File: d.file})
 	}
 	return m
 }
 
 // bootData says what makes this machine this sandbox.
-func bootData(id string, c *api.Config, p *process, img *image.Config, n *network, f *files) *api.BootData {
+func bootData(id string, c *api.Config, img *image.Config, n *network) *api.BootData {
 	b := &api.BootData{
 		Env:          environment(hostname(id, c), img.Env, c.Env),
 		Hosts:        c.Network.AddHosts,
@@ -105,10 +105,6 @@ func bootData(id string, c *api.Config, p *process, img *image.Config, n *networ
 		Sockets:      guestSockets(c.Sockets),
 		ShmSize:      c.ShmSize,
 		Ulimits:      c.Ulimits,
-		User:         p.User,
-	}
-	if f != nil {
-		b.Mounts = f.mounts
 	}
 	if n != nil {
 		b.CA = n.ca.PEM()

@@ -236,9 +236,9 @@ func (r *remote) changeSecret(ctx context.Context, c secretChange) error {
 
 func (r *remote) maker() Options { return r.options }
 
-func (r *remote) save(ctx context.Context) (*Saved, error) {
+func (r *remote) save(ctx context.Context, care diskCare) (*Saved, error) {
 	var record json.RawMessage
-	files, err := r.control.Files(ctx, methodSave, nil, &record)
+	files, err := r.control.Files(ctx, methodSave, saveParams{care}, &record)
 	if err != nil {
 		return nil, r.explain(ctx, err)
 	}

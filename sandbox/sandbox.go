@@ -138,7 +138,7 @@ type keeper interface {
 	run(ctx context.Context, c Background) error
 	rules(ctx context.Context, c ruleChange) (Rules, error)
 	changeSecret(ctx context.Context, c secretChange) error
-	save(ctx context.Context) (*Saved, error)
+	save(ctx context.Context, care diskCare) (*Saved, error)
 	// maker is how sandboxes are made where this one is.
 	maker() Options
 	close() error

@@ -92,6 +92,10 @@ func TestNewLeavesNothing(t *testing.T) {
 	}
 
 	got := backend.config
+	if got.ExtraDisks[0].File == nil {
+		t.Error("the disk is handed on without its lock")
+	}
+	got.ExtraDisks[0].File = nil
 	if backend.upper == nil || backend.upper.Size() != 64<<20 {
 		t.Errorf("the scratch disk was %v, want one of 64 MiB", backend.upper)
 	}
@@ -121,11 +125,11 @@ func TestNewLeavesNothing(t *testing.T) {
 	if len(entries) != 1 || entries[0].Name() != "lock" {
 		t.Errorf("left in the folder of sandboxes: %v", entries)
 	}
-	release, err := lockDisk(api.Disk{File: disk, Mount: "/d"})
+	held, err := userDisk{path: disk}.open(t.Context(), state.Home{}, "")
 	if err != nil {
 		t.Fatalf("the user's disk is still locked: %v", err)
 	}
-	release()
+	held.Close()
 	store, err := image.Open(filepath.Join(home, "data/images"))
 	if err != nil {
 		t.Fatal(err)

@@ -7,15 +7,18 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"reflect"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/agent"
+	"github.com/matchlock/matchlock/internal/disk"
 	"github.com/matchlock/matchlock/internal/logs"
 	"github.com/matchlock/matchlock/internal/netstack"
 	"github.com/matchlock/matchlock/internal/secret"
@@ -44,6 +47,7 @@ type savedRecord struct {
 	Config      api.Config      `json:"config"`
 	Main        *savedMain      `json:"main,omitempty"` // nil: the first command did not run
 	Network     *networkRecord  `json:"network,omitempty"`
+	Disks       []diskMark      `json:"disks,omitempty"` // that it was given, in the guest's order
 	Requires    json.RawMessage `json:"requires,omitempty"`
 	Imported    bool            `json:"imported,omitempty"` // from elsewhere
 	Snapshot    string          `json:"snapshot,omitempty"` // its name, if it is one
@@ -59,9 +63,25 @@ type savedMain struct {
 
 // Save copies the sandbox as it is at one moment. For that it stands still, some
 // tens of milliseconds; it then goes on, with all its connections. One that is
-// paused stays so. It is errors.ErrUnsupported of a sandbox that writes to a disk
-// of the user's.
-func (s *Sandbox) Save(ctx context.Context) (*Saved, error) { return s.keeper.save(ctx) }
+// paused stays so. It is errors.ErrUnsupported of a sandbox that writes to a volume
+// or a disk of the user's.
+func (s *Sandbox) Save(ctx context.Context) (*Saved, error) { return s.keeper.save(ctx, refuseDisks) }
+
+// SaveWithDisks is Save of any sandbox. What goes on from it has a copy of its own of
+// each volume, and disk of the user's, that the sandbox writes to, which goes with it.
+func (s *Sandbox) SaveWithDisks(ctx context.Context) (*Saved, error) {
+	return s.keeper.save(ctx, copyDisks)
+}
+
+// diskCare says what becomes of the disks that a sandbox was given and writes to when
+// it is saved.
+type diskCare string
+
+const (
+	refuseDisks diskCare = ""
+	keepDisks   diskCare = "keep" // what goes on has the same ones, and only while they are as they were
+	copyDisks   diskCare = "copy"
+)
 
 // Fork makes n copies of the sandbox that go on from this moment, as Save and
 // Options.Restore do. The caller is their supervisor, and they end with it. All of
@@ -134,7 +154,13 @@ func (s *Saved) Running() bool { return s.record.Main != nil }
 // Files are the open files, for another process that goes on with them by
 // OpenSaved. They stay s's.
 func (s *Saved) Files() []*os.File {
-	return append([]*os.File{s.machine.Memory, s.machine.State}, s.machine.Disk...)
+	files := append([]*os.File{s.machine.Memory, s.machine.State}, s.machine.Disk...)
+	for i, mark := range s.record.Disks {
+		if mark.Copied {
+			files = append(files, s.machine.Extra[i])
+		}
+	}
+	return files
 }
 
 // MarshalJSON is the other half of OpenSaved's.
@@ -159,7 +185,17 @@ type sentSaved struct {
 // are its own from then on. They are closed after an error too.
 func OpenSaved(text []byte, files []*os.File) (*Saved, error) {
 	s := &Saved{machine: &vm.Snapshot{}}
-	for i, f := range files {
+	var sent sentSaved
+	err := json.Unmarshal(text, &sent)
+	s.record = sent.savedRecord
+	s.machine.Extra = make([]*os.File, len(s.record.Disks))
+	rest := files
+	for i, mark := range slices.Backward(s.record.Disks) {
+		if n := len(rest); mark.Copied && n > 0 {
+			s.machine.Extra[i], rest = rest[n-1], rest[:n-1]
+		}
+	}
+	for i, f := range rest {
 		switch i {
 		case 0:
 			s.machine.Memory = f
@@ -169,9 +205,6 @@ func OpenSaved(text []byte, files []*os.File) (*Saved, error) {
 			s.machine.Disk = append(s.machine.Disk, f)
 		}
 	}
-	var sent sentSaved
-	err := json.Unmarshal(text, &sent)
-	s.record = sent.savedRecord
 	if sent.Values != nil {
 		s.values = make(map[string]secret.Value, len(sent.Values))
 	}
@@ -197,7 +230,9 @@ func OpenSaved(text []byte, files []*os.File) (*Saved, error) {
 // s.Config, in which these may have changed: Command and Entrypoint, for a first
 // command in the place of the one that goes on, which goes on too; Env, User,
 // WorkDir and Timeout of commands to come; Hostname, Labels, and hosts that were
-// added; all of Network but None, MTU and DNSMode; Sockets; and Secrets. What it acquires and
+// added; all of Network but None, MTU and DNSMode; Sockets; Secrets; and which
+// volumes or images are at the places of disks, whose content is as it was, or it is an
+// error. What it acquires and
 // what ctx bounds is as with New.
 func (o Options) Restore(ctx context.Context, s *Saved, config api.Config) (*Sandbox, error) {
 	if err := config.Validate(); err != nil {
@@ -241,9 +276,10 @@ func (s *Saved) allows(config *api.Config) error {
 		// What the guest's link and its files are stays; what passes may differ.
 		c.Network = api.Network{None: c.Network.None, MTU: c.Network.MTU, DNSMode: c.Network.DNSMode}
 		c.Sockets, c.Secrets, c.SecretIn = nil, nil, nil
+		c.Disks, c.Mounts = nil, withoutVolumes(c.Mounts)
 	}
 	if reflect.DeepEqual(want, have) {
-		return nil
+		return s.checkDisks(config)
 	}
 	var differ []string
 	w, h := reflect.ValueOf(want), reflect.ValueOf(have)
@@ -254,6 +290,62 @@ func (s *Saved) allows(config *api.Config) error {
 		}
 	}
 	return fmt.Errorf("a sandbox that goes on from another is what that was: %s cannot change", strings.Join(differ, ", "))
+}
+
+// checkDisks tells whether a configuration has a disk for each that the saved sandbox
+// had. Whether they are as they were is looked at when they are opened.
+func (s *Saved) checkDisks(config *api.Config) error {
+	given := userDisks(state.Home{}, config)
+	for _, mark := range s.record.Disks {
+		i := slices.IndexFunc(given, func(d userDisk) bool { return d.mount == mark.Mount })
+		switch {
+		case i < 0:
+			mode := ""
+			if mark.ReadOnly {
+				mode = ":ro"
+			}
+			return &hintError{fmt.Errorf("the saved sandbox has a disk at %s, and none is given", mark.Mount),
+				fmt.Sprintf("--volume NAME:%s%s gives it a volume with the same content", mark.Mount, mode)}
+		case given[i].readOnly != mark.ReadOnly:
+			return fmt.Errorf("%s: whether it is written to cannot change", given[i])
+		}
+	}
+	for _, d := range given {
+		if !slices.ContainsFunc(s.record.Disks, func(m diskMark) bool { return m.Mount == d.mount }) {
+			return fmt.Errorf("%s: a sandbox that goes on from another has no further disks", d)
+		}
+	}
+	return nil
+}
+
+// copyPrefix begins the names of the files that are copies of disks.
+const copyPrefix = "disk-"
+
+// takeCopies makes the copies of disks that come with the origin disks of the
+// sandbox's own: files in its folder.
+func (s *supervisor) takeCopies() error {
+	s.config.Disks, s.config.Mounts = slices.Clone(s.config.Disks), slices.Clone(s.config.Mounts)
+	for i, mark := range s.origin.record.Disks {
+		if !mark.Copied {
+			continue
+		}
+		file := s.dir.Path(copyPrefix + strconv.Itoa(i) + volumeSuffix)
+		if err := copyImage(file, s.origin.machine.Extra[i]); err != nil {
+			return fmt.Errorf("copy of the disk at %s: %w", mark.Mount, err)
+		}
+		s.config.Mounts = slices.DeleteFunc(s.config.Mounts, func(m api.Mount) bool { return m.IsVolume() && path.Clean(m.Target) == mark.Mount })
+		s.config.Disks = slices.DeleteFunc(s.config.Disks, func(d api.Disk) bool { return path.Clean(d.Mount) == mark.Mount })
+		s.config.Disks = append(s.config.Disks, api.Disk{File: file, Mount: mark.Mount})
+	}
+	return nil
+}
+
+func copyImage(path string, from *os.File) error {
+	to, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(disk.CopySparse(to, from), to.Close())
 }
 
 // origin is what a supervisor's sandbox goes on from.
@@ -276,12 +368,18 @@ func (s *Saved) String() string {
 func (s *supervisor) maker() Options { return s.options }
 
 // save makes a Saved of the sandbox.
-func (s *supervisor) save(ctx context.Context) (*Saved, error) {
+func (s *supervisor) save(ctx context.Context, care diskCare) (*Saved, error) {
 	m, ok := s.guest().(vm.Snapshotter)
 	if !ok {
 		return nil, fmt.Errorf("snapshot: %w", errors.ErrUnsupported)
 	}
 	record := s.dir.Record()
+	if care == refuseDisks {
+		if i := slices.IndexFunc(s.disks, func(d heldDisk) bool { return !d.readOnly }); i >= 0 {
+			return nil, &hintError{fmt.Errorf("sandbox %q: it writes to %s, which a copy of it would too: %w", record.Name, s.disks[i], errors.ErrUnsupported),
+				"`matchlock fork --volumes copy` copies that as well; one that it only reads, with :ro, is no obstacle"}
+		}
+	}
 	saved := &Saved{record: savedRecord{
 		ID: record.ID, Name: record.Name, Taken: time.Now(), ImageDigest: record.ImageDigest, Accel: record.Accel,
 		Main: s.savedMain(),
@@ -294,12 +392,12 @@ func (s *supervisor) save(ctx context.Context) (*Saved, error) {
 	saved.record.Config = s.config // the rules of now
 	s.mu.Unlock()
 	var err error
-	if saved.machine, err = m.Snapshot(ctx); err != nil {
-		err = fmt.Errorf("sandbox %q: %w", record.Name, s.explain(ctx, err))
-		if errors.Is(err, errors.ErrUnsupported) && slices.ContainsFunc(s.config.Disks, func(d api.Disk) bool { return !d.ReadOnly }) {
-			err = &hintError{err, "a disk that it only reads, --disk FILE:PATH:ro, is no obstacle"}
-		}
-		return nil, err
+	saved.machine, err = m.Snapshot(ctx, vm.SnapshotOptions{
+		CopyDisks: care == copyDisks,
+		Still:     func() error { return saved.markDisks(s.disks, care) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %q: %w", record.Name, s.explain(ctx, err))
 	}
 	saved.record.Requires = saved.machine.Requires
 	if s.network != nil {
@@ -312,6 +410,19 @@ func (s *supervisor) save(ctx context.Context) (*Saved, error) {
 		saved.record.Network, saved.values = &r, s.network.revealed()
 	}
 	return saved, nil
+}
+
+// markDisks notes what the disks are while the machine stands still.
+func (s *Saved) markDisks(disks []heldDisk, care diskCare) error {
+	for i := range disks {
+		mark, err := disks[i].mark()
+		if err != nil {
+			return err
+		}
+		mark.Copied = care == copyDisks && !mark.ReadOnly
+		s.record.Disks = append(s.record.Disks, mark)
+	}
+	return nil
 }
 
 // union is what there was at either of two moments, and so all that there was

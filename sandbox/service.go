@@ -28,7 +28,7 @@ const (
 	methodRules    = "rules"    // ruleChange → Rules
 	methodSecret   = "secret"   // secretChange
 
-	methodSave = "save" // → savedRecord, and files
+	methodSave = "save" // saveParams → sentSaved, and files
 
 	// These go on as streams.
 	methodDial   = "dial"   // dialParams: a control.Conn to a port of the guest
@@ -65,6 +65,10 @@ type renameParams struct {
 
 type pauseParams struct {
 	Paused bool `json:"paused"` // or resumed
+}
+
+type saveParams struct {
+	Disks diskCare `json:"disks"`
 }
 
 type dialParams struct {
@@ -199,7 +203,11 @@ func (s *supervisor) serveDial(ctx context.Context, c *control.Call) (any, error
 }
 
 func (s *supervisor) serveSave(ctx context.Context, c *control.Call) (any, error) {
-	saved, err := s.save(ctx)
+	var p saveParams
+	if err := c.Params(&p); err != nil {
+		return nil, err
+	}
+	saved, err := s.save(ctx, p.Disks)
 	if err != nil {
 		return nil, err
 	}

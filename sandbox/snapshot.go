@@ -15,7 +15,9 @@ import (
 
 // Snapshot keeps the sandbox as it is at this moment, by Save, under a name, of
 // [a-z0-9_.-]; empty, one is made of the sandbox's. It outlives the sandbox, and a
-// reboot of the host. One that there is already is ErrNameTaken.
+// reboot of the host. One that there is already is ErrSnapshotTaken. Volumes and
+// disks of the user's are not in it: while anything in them is another than it was,
+// nothing goes on from it.
 func (s *Sandbox) Snapshot(ctx context.Context, name string) (api.Snapshot, error) {
 	o := s.keeper.maker()
 	home, err := o.home()
@@ -27,7 +29,7 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) (api.Snapshot, erro
 			return api.Snapshot{}, err
 		}
 	}
-	m, err := s.Save(ctx)
+	m, err := s.keeper.save(ctx, keepDisks)
 	if err != nil {
 		return api.Snapshot{}, err
 	}
@@ -150,6 +152,9 @@ func snapshotOf(e saved.Entry[savedRecord]) api.Snapshot {
 		Name: e.Name, Created: r.Taken, Sandbox: r.ID, SandboxName: r.Name,
 		Image: r.Config.Image, ImageDigest: r.ImageDigest, Command: append(append([]string{}, r.Config.Entrypoint...), r.Config.Command...), Running: r.Main != nil,
 		CPUs: r.Config.CPUs, Memory: r.Config.Memory, DiskSize: r.Config.DiskSize, Size: e.Size, Imported: r.Imported,
+	}
+	for _, d := range r.Disks {
+		s.Disks = append(s.Disks, api.SnapshotDisk{Mount: d.Mount, ReadOnly: d.ReadOnly})
 	}
 	if e.Damage != nil {
 		s.Damage = e.Damage.Error()

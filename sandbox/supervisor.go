@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -52,6 +53,7 @@ type supervisor struct {
 	files   *files    // of the host; nil: there are none
 	events  *eventLog // of it, and of sockets; nil: there are none
 	ports   []api.PublishedPort
+	disks   []heldDisk // that it was given, in the guest's order
 
 	life  context.Context // of what it starts; its cause says why it ends
 	end   context.CancelCauseFunc
@@ -178,12 +180,8 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	if err := s.openFiles(); err != nil {
 		return err
 	}
-	for _, d := range s.config.Disks {
-		release, err := lockDisk(d)
-		if err != nil {
-			return err
-		}
-		s.unwind.push(release)
+	if err := s.openDisks(ctx, home); err != nil {
+		return err
 	}
 	clock.lap("disks")
 
@@ -219,7 +217,8 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 			return err
 		}
 	}
-	config, data := vmConfig(s.dir, &s.config, img.Layers), bootData(s.id, &s.config, &s.proc, &img.Config, s.network, s.files)
+	config, data := vmConfig(s.dir, &s.config, img.Layers, s.disks), bootData(s.id, &s.config, &img.Config, s.network)
+	data.User, data.Mounts = s.proc.User, s.files.places()
 	if s.origin != nil {
 		data.Hosts = s.origin.hosts
 		if n := s.origin.record.Network; n != nil && n.CA != nil {
@@ -300,7 +299,37 @@ func (s *supervisor) createFolder(ctx context.Context, home state.Home, digest s
 	s.fresh = true
 	s.mu.Unlock()
 	s.take(dir)
+	if s.origin != nil {
+		if err := s.takeCopies(); err != nil {
+			return err
+		}
+	}
 	return hostfs.WriteRecord(dir.Path(configName), &s.config)
+}
+
+// openDisks opens the disks that the sandbox is given. What goes on from another has
+// them as they were.
+func (s *supervisor) openDisks(ctx context.Context, home state.Home) error {
+	for _, d := range userDisks(home, &s.config) {
+		file, err := d.open(ctx, home, s.id)
+		if err != nil {
+			return err
+		}
+		s.unwind.push(file.Close)
+		s.disks = append(s.disks, heldDisk{d, file})
+	}
+	if s.origin == nil {
+		return nil
+	}
+	for i, mark := range s.origin.record.Disks { // as many, and in the same order: see Saved.checkDisks
+		if mark.Copied {
+			continue
+		}
+		if err := mark.check(ctx, s.disks[i].file); err != nil {
+			return fmt.Errorf("%s: %w", s.disks[i], err)
+		}
+	}
+	return nil
 }
 
 // openLog opens the log of the commands' output.
@@ -369,7 +398,7 @@ func (s *supervisor) tellBlocks() {
 // endMachine ends the machine: where a disk outlives it, it is asked to stop and
 // so to sync, else it is killed, and dies while the rest is undone: see leave.
 func (s *supervisor) endMachine() error {
-	if !s.goes() || slices.ContainsFunc(s.config.Disks, func(d api.Disk) bool { return !d.ReadOnly }) {
+	if !s.goes() || slices.ContainsFunc(s.disks, func(d heldDisk) bool { return !d.readOnly && filepath.Dir(d.path) != s.dir.Path() }) {
 		err := s.machine.Stop(context.Background()) // bounded by itself
 		return errors.Join(err, s.machine.Close(context.Background()))
 	}

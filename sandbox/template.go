@@ -7,6 +7,7 @@ import (
 
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/qemu"
+	"github.com/matchlock/matchlock/internal/state"
 )
 
 // Warm sees to it that the next sandbox of the configuration's image and size
@@ -15,7 +16,7 @@ import (
 // known to work then. What of Options is about a sandbox's name and its end
 // does not count, nor does Cold.
 func (o Options) Warm(ctx context.Context, config api.Config) (made bool, err error) {
-	if o.Backend != nil || len(config.Disks) > 0 {
+	if o.Backend != nil || len(userDisks(state.Home{}, &config)) > 0 {
 		return false, fmt.Errorf("a template for a sandbox with another backend or disks: %w", errors.ErrUnsupported)
 	}
 	o.Name, o.Keep, o.NeedCommand, o.Cold = "", false, false, false

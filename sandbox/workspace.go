@@ -25,6 +25,14 @@ type files struct {
 	serving sync.WaitGroup // until the machine has ended
 }
 
+// places are where in the guest they are.
+func (f *files) places() []api.GuestMount {
+	if f == nil {
+		return nil
+	}
+	return f.mounts
+}
+
 func (f *files) close() error {
 	f.serving.Wait()
 	return f.server.Close()

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"os"
 	"strings"
 
 	"github.com/matchlock/matchlock/api"
@@ -11,6 +12,10 @@ type DiskConfig struct {
 	HostPath   string // an ext4 image on the host, raw
 	GuestMount string // where the guest mounts it: absolute, made when missing
 	ReadOnly   bool   // enforced by the hypervisor, not only by the guest
+	// File, unless nil, is what is at HostPath, open for reading and, unless
+	// ReadOnly, for writing. It stays the caller's to close; the hypervisor has it as
+	// well, and with it a lock (flock(2)), until it is gone itself.
+	File *os.File
 }
 
 // VMConfig describes a machine to be made. The zero value of a field means its

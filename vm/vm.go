@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 
 	"github.com/matchlock/matchlock/api"
 )
@@ -152,9 +153,19 @@ type Snapshotter interface {
 	// Snapshot returns the machine as it is at one moment. For that it stands still,
 	// for a time that what it writes to its memory meanwhile decides, some tens of
 	// milliseconds; it then goes on, with its connections. One that is paused stays
-	// so. It is errors.ErrUnsupported of a machine that writes to a disk which others
-	// can have as well.
-	Snapshot(ctx context.Context) (*Snapshot, error)
+	// so.
+	Snapshot(ctx context.Context, o SnapshotOptions) (*Snapshot, error)
+}
+
+// SnapshotOptions say what becomes of VMConfig.ExtraDisks. With the zero value, a
+// snapshot of a machine that writes to any of them is errors.ErrUnsupported: what
+// goes on from it would find them changed.
+type SnapshotOptions struct {
+	// CopyDisks has the snapshot hold copies of those that the machine writes to.
+	CopyDisks bool
+	// Still, unless nil, is called while the machine stands still and all that it has
+	// written is in the disks' files. An error is the snapshot's.
+	Still func() error
 }
 
 // Snapshot is a machine at one moment, as files that do not change any more. How
@@ -163,6 +174,9 @@ type Snapshot struct {
 	Memory *os.File   // as large as the guest's; what is a hole is zeros
 	State  *os.File   // of the processors and devices
 	Disk   []*os.File // that takes the writes to the root: a raw image, and what lies above it
+	// Extra are the copies of ExtraDisks, in their order, nil where there is none. They
+	// have no name, and go with their last descriptor.
+	Extra []*os.File
 	// Requires is what must be the same where it goes on, for the backend to compare.
 	Requires json.RawMessage
 }
@@ -170,7 +184,7 @@ type Snapshot struct {
 // Close closes the files.
 func (s *Snapshot) Close() error {
 	var errs []error
-	for _, f := range append([]*os.File{s.Memory, s.State}, s.Disk...) {
+	for _, f := range slices.Concat([]*os.File{s.Memory, s.State}, s.Disk, s.Extra) {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}

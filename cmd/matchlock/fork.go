@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ const maxForks = 256
 
 func (a *app) forkCommand() *cobra.Command {
 	n := 1
-	var name string
+	var name, volumes string
 	var remove, noSecrets, asJSON bool
 	var labels []string
 	cmd := &cobra.Command{
@@ -30,14 +31,25 @@ func (a *app) forkCommand() *cobra.Command {
 their memory, and its files. The sandbox itself stands still for some tens of milliseconds
 and goes on. Each copy has a name, an id, a hostname, a clock and randomness of its own;
 what its commands say goes to its log, and commands that were run by exec have no input
-any more. The ids are printed.`,
+any more. The ids are printed.
+
+Of a volume that it writes to, or a disk of yours, "--volumes copy" gives each copy one of
+its own, which goes with it.`,
 		Example: `  matchlock fork web
   matchlock fork -n 8 --name try agent
   matchlock fork --json web | jq -r .id`,
 		Args:              positional("SANDBOX"),
 		ValidArgsFunction: a.completeSandboxes(1, isAlive),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			copies, err := a.fork(cmd, args[0], n, order{Name: name, Remove: remove}, pairs(labels), noSecrets)
+			save := (*sandbox.Sandbox).Save
+			switch volumes {
+			case "":
+			case "copy":
+				save = (*sandbox.Sandbox).SaveWithDisks
+			default:
+				return usageError{fmt.Errorf("--volumes %q: want copy", volumes), pathOf(cmd)}
+			}
+			copies, err := a.fork(cmd, args[0], n, save, order{Name: name, Remove: remove}, pairs(labels), noSecrets)
 			for _, info := range copies {
 				err = errors.Join(err, printEither(cmd.OutOrStdout(), asJSON, info, info.ID))
 			}
@@ -55,15 +67,17 @@ any more. The ids are printed.`,
 		fs.StringVar(&name, "name", "", "`NAME` of the copy; of several NAME-1, NAME-2 … (default one that is made up)")
 		fs.BoolVar(&remove, "rm", false, "remove each when its first command ends")
 		fs.BoolVar(&noSecrets, "no-secrets", false, "leave out the values of secrets; requests with their placeholders are refused")
+		fs.StringVar(&volumes, "volumes", "", "`HOW` they get the volumes and disks that the sandbox writes to: copy (default not at all, which is an error)")
 		fs.StringArrayVarP(&labels, "label", "l", nil, "label them, `NAME=VALUE`, beside the labels of the sandbox")
 	})
 	jsonFlag(cmd.Flags(), &asJSON)
+	complete(cmd, "volumes", "copy")
 	return cmd
 }
 
 // fork saves a sandbox and has supervisors go on from that, one for each copy. It
 // returns those that came to run.
-func (a *app) fork(cmd *cobra.Command, ref string, n int, o order, labels map[string]string, noSecrets bool) ([]api.Info, error) {
+func (a *app) fork(cmd *cobra.Command, ref string, n int, save func(*sandbox.Sandbox, context.Context) (*sandbox.Saved, error), o order, labels map[string]string, noSecrets bool) ([]api.Info, error) {
 	if o.Name != "" {
 		if err := state.CheckName(o.Name); err != nil {
 			return nil, err
@@ -74,7 +88,7 @@ func (a *app) fork(cmd *cobra.Command, ref string, n int, o order, labels map[st
 		return nil, err
 	}
 	defer sb.Close()
-	saved, err := sb.Save(cmd.Context())
+	saved, err := save(sb, cmd.Context())
 	if err != nil {
 		return nil, err
 	}

@@ -54,6 +54,7 @@ the one that runs in it, or COMMAND beside what runs.`,
   matchlock run -d --name web debian:12 python3 -m http.server
   matchlock run -it debian:12 bash
   matchlock run -e TOKEN -w /src --timeout 5m python:3.13 python3 build.py
+  matchlock run -v data:/data busybox sh -c 'date >> /data/log'
   tar c . | matchlock run -i busybox sh -c 'tar x -C /tmp && ls /tmp'`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if f.snapshot != "" {
@@ -122,6 +123,7 @@ the one that runs in it, or COMMAND beside what runs.`,
 	})
 	completeImageFlags(cmd)
 	completeNetworkFlags(cmd)
+	cmd.RegisterFlagCompletionFunc("volume", a.completeVolumeFlag)
 	cmd.RegisterFlagCompletionFunc("snapshot", a.completeSnapshots(-1))
 	return cmd
 }

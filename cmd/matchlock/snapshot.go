@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -39,7 +40,8 @@ func (a *app) snapshotCreateCommand() *cobra.Command {
 		Long: `Keep a sandbox that runs as it is now, under NAME or one made of its own, which is
 printed. It stands still for some tens of milliseconds and goes on.
 
-All that is in its memory is in the snapshot: keys and the values of its environment too.`,
+All that is in its memory is in the snapshot: keys and the values of its environment too.
+Volumes and disks of yours are not: nothing goes on from it when they have changed.`,
 		Example: `  matchlock snapshot create web
   matchlock snapshot create agent prepared && matchlock run --snapshot prepared`,
 		Args:              positional("SANDBOX", "[NAME]"),
@@ -126,7 +128,7 @@ func (a *app) snapshotInspectCommand() *cobra.Command {
 			if asJSON {
 				show = printJSON
 			}
-			return eachSnapshot(cmd.Context(), names, func(name string) error {
+			return each(cmd.Context(), names, func(name string) error {
 				s, err := a.options().FindSnapshot(name)
 				if err != nil {
 					return err
@@ -148,7 +150,7 @@ func (a *app) snapshotRemoveCommand() *cobra.Command {
 		Args:              positional("NAME…"),
 		ValidArgsFunction: a.completeSnapshots(-1),
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return eachSnapshot(cmd.Context(), names, func(name string) error {
+			return each(cmd.Context(), names, func(name string) error {
 				if err := a.options().RemoveSnapshot(name); err != nil {
 					return err
 				}
@@ -165,7 +167,8 @@ func (a *app) snapshotExportCommand() *cobra.Command {
 		Use:   "export [FLAGS] NAME",
 		Short: "Write a snapshot to one file",
 		Long: `Write a snapshot, with the layers of its image, to one file for another host, on standard
-output or in a file. It is packed, and has sums of all that is in it.
+output or in a file. It is packed, and has sums of all that is in it. Volumes do not go
+with it: what goes on elsewhere is given them by "run --volume", with what was in them.
 
 All that was in the sandbox's memory is in the file: keys and the values of its environment too.`,
 		Example: `  matchlock snapshot export -o prepared.snapshot prepared
@@ -222,8 +225,8 @@ QEMU reads a state of devices that came with it: import what you trust.`,
 	return cmd
 }
 
-// eachSnapshot does something with all of them, whatever becomes of the others.
-func eachSnapshot(ctx context.Context, names []string, do func(name string) error) error {
+// each does something with all that are named, whatever becomes of the others.
+func each(ctx context.Context, names []string, do func(name string) error) error {
 	var errs []error
 	for _, name := range names {
 		if ctx.Err() != nil {
@@ -256,7 +259,7 @@ func (a *app) completeSnapshots(n int) cobra.CompletionFunc {
 
 // fixed are the flags of what cannot be another in what goes on from a snapshot.
 var fixed = []string{
-	"cpus", "memory", "disk-size", "shm-size", "ulimit", "disk", "tmpfs", "read-only", "cap-add", "cap-drop", "allow-setuid", "privileged",
+	"cpus", "memory", "disk-size", "shm-size", "ulimit", "tmpfs", "read-only", "cap-add", "cap-drop", "allow-setuid", "privileged",
 	"pull", "platform", "cold", "no-network", "mtu", "dns-mode",
 }
 
@@ -285,6 +288,17 @@ func (f *runFlags) laidOver(c api.Config) (api.Config, error) {
 	for _, k := range f.config.Sockets { // over one at the same place
 		c.Sockets = append(slices.DeleteFunc(c.Sockets, func(other api.Socket) bool { return other.Guest == k.Guest }), k)
 	}
+	// What is given for a place takes that of what was there.
+	given := map[string]bool{}
+	for _, d := range f.config.Disks {
+		given[path.Clean(d.Mount)] = true
+	}
+	for _, m := range f.config.Mounts {
+		given[path.Clean(m.Target)] = true
+	}
+	c.Disks = slices.DeleteFunc(slices.Clone(c.Disks), func(d api.Disk) bool { return given[path.Clean(d.Mount)] })
+	c.Mounts = slices.DeleteFunc(slices.Clone(c.Mounts), func(m api.Mount) bool { return given[path.Clean(m.Target)] })
+	c.Disks, c.Mounts = append(c.Disks, f.config.Disks...), append(c.Mounts, f.config.Mounts...)
 	return c, f.networkFlags.into(&c)
 }
 

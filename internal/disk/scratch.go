@@ -44,8 +44,8 @@ func CreateScratch(ctx context.Context, path string, size int64, cacheDir string
 }
 
 func createScratch(ctx context.Context, path string, size int64, cacheDir string) error {
-	if size < MinScratch || size%blockSize != 0 {
-		return fmt.Errorf("%d bytes: neither a multiple of %d nor at least %d", size, blockSize, MinScratch)
+	if err := checkSize(size); err != nil {
+		return err
 	}
 	empty, err := openEmptyExt4(ctx, size, cacheDir)
 	if err != nil {
@@ -85,7 +85,7 @@ func openEmptyExt4(ctx context.Context, size int64, cacheDir string) (*os.File, 
 	}
 	// Under the lock, what has this name is the rest of a crash.
 	part := name + ".part"
-	if err = makeExt4(ctx, part, size, lock); err == nil {
+	if err = makeExt4(ctx, part, size, scratchFeatures, lock); err == nil {
 		err = os.Rename(part, name)
 	}
 	if err != nil {
@@ -95,9 +95,33 @@ func openEmptyExt4(ctx context.Context, size int64, cacheDir string) (*os.File, 
 	return os.Open(name)
 }
 
+// CreateVolume makes of file, which is empty and open for writing under its name, an ext4 file system of size bytes, as CreateScratch does but
+// to last: its metadata has checksums. The tool has the file open too, and so a lock on it.
+func CreateVolume(ctx context.Context, file *os.File, size int64) error {
+	if err := checkSize(size); err != nil {
+		return err
+	}
+	return makeExt4(ctx, file.Name(), size, volumeFeatures, file)
+}
+
+// Features of ext4 are named one by one, as later versions of the tool would turn on what a guest's kernel may not know. No resize_inode: these
+// disks are never grown. No checksums where what lives for one sandbox is not worth the guest's time.
+const (
+	features        = "none,has_journal,extent,huge_file,flex_bg,64bit,dir_nlink,extra_isize,sparse_super,large_file,filetype,dir_index,ext_attr,"
+	scratchFeatures = features + "uninit_bg"
+	volumeFeatures  = features + "metadata_csum"
+)
+
+func checkSize(size int64) error {
+	if size < MinScratch || size%blockSize != 0 {
+		return fmt.Errorf("%d bytes: neither a multiple of %d nor at least %d", size, blockSize, MinScratch)
+	}
+	return nil
+}
+
 // makeExt4 makes an empty ext4 and has it on the disk when it returns. The tool holds the lock too, and so longer than a process
 // that is killed meanwhile.
-func makeExt4(ctx context.Context, path string, size int64, lock *os.File) error {
+func makeExt4(ctx context.Context, path string, size int64, features string, lock *os.File) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
@@ -111,10 +135,7 @@ func makeExt4(ctx context.Context, path string, size int64, lock *os.File) error
 		return err
 	}
 	cmd := exec.CommandContext(ctx, program, "-q", "-F",
-		// Named one by one, as later versions of the tool would turn on what a guest's kernel may not know. No resize_inode: these
-		// disks are never grown. No metadata_csum: what lives for one sandbox is not worth the guest's time.
-		"-O", "none,has_journal,extent,huge_file,flex_bg,uninit_bg,64bit,dir_nlink,extra_isize,"+
-			"sparse_super,large_file,filetype,dir_index,ext_attr",
+		"-O", features,
 		"-b", strconv.Itoa(blockSize), "-I", "256", "-i", "8192",
 		"-J", "size=16", "-m", "0",
 		"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0",

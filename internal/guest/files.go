@@ -194,12 +194,16 @@ func mountDisks(disks []wire.Disk, devices *os.Root) error {
 	return nil
 }
 
+// mountDisk mounts a disk that another guest may have written. Devices and set-id
+// bits in it count for nothing, and what is wrong with it does not end the machine,
+// though its superblock may ask for that. Tables that were left to be zeroed are
+// holes in a sparse file, and so zeros.
 func mountDisk(d wire.Disk, devices *os.Root, device string) error {
-	flags, data := os.O_RDWR, ""
-	mountFlags := uintptr(unix.MS_NODEV)
+	flags, data := os.O_RDWR, "errors=remount-ro,noinit_itable"
+	mountFlags := uintptr(unix.MS_NODEV | unix.MS_NOSUID)
 	if d.ReadOnly {
 		// A journal cannot be replayed on a disk that takes no writes.
-		flags, data = os.O_RDONLY, "noload"
+		flags, data = os.O_RDONLY, "errors=remount-ro,noload"
 		mountFlags |= unix.MS_RDONLY
 	}
 	// The user's /dev does not have it.
@@ -209,6 +213,20 @@ func mountDisk(d wire.Disk, devices *os.Root, device string) error {
 	}
 	defer f.Close()
 	return mount{fmt.Sprintf("/proc/self/fd/%d", f.Fd()), d.Mount, "ext4", mountFlags, data}.do()
+}
+
+// syncDisks writes out what there is for disks that others can have. What cannot be
+// written fails where it is used.
+func syncDisks(disks []wire.Disk) {
+	for _, d := range disks {
+		if d.ReadOnly {
+			continue
+		}
+		if f, err := os.OpenFile(d.Mount, os.O_RDONLY|unix.O_DIRECTORY, 0); err == nil {
+			_ = unix.Syncfs(int(f.Fd()))
+			f.Close()
+		}
+	}
 }
 
 // unmountDisks makes the disks clean; one that is busy is made read-only, which

@@ -288,16 +288,20 @@ func (g *guest) Renew(s *agent.Setup) error {
 }
 
 // Freeze implements agent.ControlHandler. What stands still is processes that run a
-// program: in a copy none must hold the data port, which is to be opened anew.
+// program: in a copy none must hold the data port, which is to be opened anew. What
+// they have written to disks that others can have is there then; most of it is
+// written before, while they run.
 func (g *guest) Freeze() error {
 	if g.isFrozen {
 		return errors.New("frozen before")
 	}
+	syncDisks(g.params.Disks)
 	g.starter.hold()
 	if err := g.freezer.freeze(); err != nil {
 		g.starter.letGo()
 		return err
 	}
+	syncDisks(g.params.Disks)
 	g.isFrozen = true
 	return nil
 }

@@ -83,7 +83,7 @@ type Pauser interface {
 type Snapshotter interface {
 	// Snapshot calls hold when all is done that can be done while the guest runs, and
 	// release when it runs again. Of a guest that is paused it does neither.
-	Snapshot(ctx context.Context, paused bool, hold func(context.Context) (release func() error, err error)) (*vm.Snapshot, error)
+	Snapshot(ctx context.Context, o vm.SnapshotOptions, paused bool, hold func(context.Context) (release func() error, err error)) (*vm.Snapshot, error)
 }
 
 // A Counter is a Hypervisor that may translate its guest's code, and counts how
@@ -726,7 +726,7 @@ func (m *Machine) hold(ctx context.Context) (release func() error, err error) {
 }
 
 // Snapshot implements vm.Snapshotter.
-func (m *Machine) Snapshot(ctx context.Context) (*vm.Snapshot, error) {
+func (m *Machine) Snapshot(ctx context.Context, o vm.SnapshotOptions) (*vm.Snapshot, error) {
 	hv, ok := m.hv.(Snapshotter)
 	if !ok {
 		return nil, fmt.Errorf("snapshot: %w", errors.ErrUnsupported)
@@ -739,7 +739,7 @@ func (m *Machine) Snapshot(ctx context.Context) (*vm.Snapshot, error) {
 	if m.held.Load() {
 		return nil, errors.New("snapshot: the machine goes on from one, and Boot comes first")
 	}
-	snapshot, err := hv.Snapshot(ctx, m.paused.Load(), m.hold)
+	snapshot, err := hv.Snapshot(ctx, o, m.paused.Load(), m.hold)
 	return snapshot, m.Explain(ctx, err)
 }
 

@@ -194,13 +194,13 @@ func (b *Backend) makeUpper(ctx context.Context, h *hypervisor) (err error) {
 // takes the root's writes.
 func (h *hypervisor) openDisks() (rootfs string, err error) {
 	c := h.config
-	add := func(serial, path string, readOnly, scratch bool) (err error) {
+	add := func(serial, path string, given *os.File, readOnly, scratch bool) (err error) {
 		d := blockDevice{index: len(h.disks), serial: serial, readOnly: readOnly, scratch: scratch}
 		if serial == wire.UpperSerial {
 			d.layers, err = openLayers(path)
 		} else {
 			d.layers = []diskLayer{{path: path}}
-			d.layers[0].file, err = openImage(path, readOnly)
+			d.layers[0].file, err = openDisk(path, given, readOnly)
 		}
 		if err != nil {
 			return fmt.Errorf("disk %s: %w", serial, err)
@@ -211,27 +211,27 @@ func (h *hypervisor) openDisks() (rootfs string, err error) {
 	switch {
 	case c.OverlayEnabled:
 		for i, path := range c.OverlayLowerPaths {
-			if err := add(wire.LowerSerial(i), path, true, false); err != nil {
+			if err := add(wire.LowerSerial(i), path, nil, true, false); err != nil {
 				return "", err
 			}
 		}
 		rootfs = c.OverlayUpperPath
-		err = add(wire.UpperSerial, rootfs, false, true)
+		err = add(wire.UpperSerial, rootfs, nil, false, true)
 	case c.PrebuiltRootfs != "":
 		rootfs = c.PrebuiltRootfs
-		err = add(wire.RootSerial, rootfs, false, false)
+		err = add(wire.RootSerial, rootfs, nil, false, false)
 	default:
 		rootfs = filepath.Join(h.dir, "rootfs.ext4")
 		if err := copyImage(rootfs, c.RootfsPath); err != nil {
 			return "", fmt.Errorf("RootfsPath: %w", err)
 		}
-		err = add(wire.RootSerial, rootfs, false, true)
+		err = add(wire.RootSerial, rootfs, nil, false, true)
 	}
 	if err != nil {
 		return "", err
 	}
 	for i, d := range c.ExtraDisks {
-		if err := add(wire.DiskSerial(i), d.HostPath, d.ReadOnly, false); err != nil {
+		if err := add(wire.DiskSerial(i), d.HostPath, d.File, d.ReadOnly, false); err != nil {
 			return "", err
 		}
 	}
@@ -241,8 +241,19 @@ func (h *hypervisor) openDisks() (rootfs string, err error) {
 // sectorSize is what the size of a disk must be a multiple of.
 const sectorSize = 512
 
-// openImage opens a raw image; a directory, a device or a ragged end is refused
-// here rather than by a guest that cannot say why.
+// openDisk is openImage, of what is given unless that is nil: with its lock.
+func openDisk(path string, given *os.File, readOnly bool) (*os.File, error) {
+	if given == nil {
+		return openImage(path, readOnly)
+	}
+	image, err := duplicateFD(int(given.Fd()), path)
+	if err != nil {
+		return nil, err
+	}
+	return checkImage(image, path)
+}
+
+// openImage opens a raw image.
 func openImage(path string, readOnly bool) (*os.File, error) {
 	mode := os.O_RDWR
 	if readOnly {
@@ -252,6 +263,12 @@ func openImage(path string, readOnly bool) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	return checkImage(image, path)
+}
+
+// checkImage refuses a directory, a device or a ragged end here rather than have a
+// guest do so that cannot say why. The image is closed then.
+func checkImage(image *os.File, path string) (*os.File, error) {
 	info, err := image.Stat()
 	switch {
 	case err != nil:

@@ -125,7 +125,7 @@ func (s *saving) close() {
 }
 
 // Snapshot implements machine.Snapshotter.
-func (h *hypervisor) Snapshot(ctx context.Context, paused bool, hold func(context.Context) (release func() error, err error)) (_ *vm.Snapshot, err error) {
+func (h *hypervisor) Snapshot(ctx context.Context, o vm.SnapshotOptions, paused bool, hold func(context.Context) (release func() error, err error)) (_ *vm.Snapshot, err error) {
 	h.settling.Lock()
 	defer h.settling.Unlock()
 	h.mu.Lock()
@@ -135,7 +135,9 @@ func (h *hypervisor) Snapshot(ctx context.Context, paused bool, hold func(contex
 	switch {
 	case i == nil:
 		return nil, net.ErrClosed
-	case upper == nil || h.writesOthers():
+	case upper == nil:
+		return nil, fmt.Errorf("a snapshot of a machine without an overlay: %w", errors.ErrUnsupported)
+	case !o.CopyDisks && o.Still == nil && h.writesOthers():
 		return nil, fmt.Errorf("a snapshot of a machine with a disk of its user's: %w", errors.ErrUnsupported)
 	}
 	s, err := h.beginSaving(ctx, i)
@@ -146,6 +148,14 @@ func (h *hypervisor) Snapshot(ctx context.Context, paused bool, hold func(contex
 	defer i.removeSet(ctx, stateSet)
 	if err := s.copyAhead(); err != nil {
 		return nil, err
+	}
+	var copies diskCopies
+	if o.CopyDisks {
+		copies, err = h.copyDisks(ctx, i)
+		defer copies.close()
+		if err != nil {
+			return nil, err
+		}
 	}
 	grown, err := i.growDisk(ctx, upper)
 	if err != nil {
@@ -163,6 +173,12 @@ func (h *hypervisor) Snapshot(ctx context.Context, paused bool, hold func(contex
 	}
 	began := time.Now()
 	if err = s.pause(pauseCtx); err == nil {
+		err = copies.part(pauseCtx)
+	}
+	if err == nil && o.Still != nil {
+		err = o.Still()
+	}
+	if err == nil {
 		err = grown.switchOver(pauseCtx)
 	}
 	if err = errors.Join(err, goOn()); err != nil {
@@ -173,7 +189,7 @@ func (h *hypervisor) Snapshot(ctx context.Context, paused bool, hold func(contex
 	if err := grown.done(ctx); err != nil {
 		return nil, err
 	}
-	snapshot := &vm.Snapshot{}
+	snapshot := &vm.Snapshot{Extra: copies.take(h.config.ExtraDisks)}
 	defer func() {
 		if err != nil {
 			snapshot.Close()

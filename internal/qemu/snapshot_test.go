@@ -51,7 +51,7 @@ func shell(t *testing.T, m vm.Machine, line string) string {
 
 func snapshotOf(t *testing.T, m vm.Machine) *vm.Snapshot {
 	t.Helper()
-	s, err := m.(vm.Snapshotter).Snapshot(t.Context())
+	s, err := m.(vm.Snapshotter).Snapshot(t.Context(), vm.SnapshotOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -141,7 +141,7 @@ func openExtra(ctx context.Context, extra ExtraFile) (*os.File, stored, error) {
 	info, err := f.Stat()
 	if err == nil {
 		s.Size = info.Size()
-		s.Sum, err = sumOf(ctx, f)
+		s.Sum, err = Sum(ctx, f)
 	}
 	if err != nil {
 		f.Close()

@@ -288,7 +288,7 @@ func TestSum(t *testing.T) {
 		[]byte("\x00\x00\x00\x00\x00\x00\x10\x00"), content[4096:2*4096],
 		[]byte("\x00\x00\x00\x00\x00\x00\x30\x00"), content[3*4096:],
 	))
-	if got, err := sumOf(t.Context(), f); err != nil || got != hex.EncodeToString(want[:]) {
+	if got, err := Sum(t.Context(), f); err != nil || got != hex.EncodeToString(want[:]) {
 		t.Errorf("got %s, %v; want %x", got, err, want)
 	}
 }
@@ -645,7 +645,7 @@ func FuzzImport(f *testing.F) {
 				t.Fatal(err)
 			}
 			defer file.Close()
-			if sum, err := sumOf(context.Background(), file); err != nil || sum != s.Sum {
+			if sum, err := Sum(context.Background(), file); err != nil || sum != s.Sum {
 				t.Errorf("%s has the sum %s (%v), not %s", s.Name, sum, err, s.Sum)
 			}
 		}

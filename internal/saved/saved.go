@@ -69,7 +69,7 @@ type stored struct {
 	Size  int64  `json:"size"`
 	Inode uint64 `json:"inode,omitempty"`
 	Time  int64  `json:"time,omitempty"` // of the last change, in nanoseconds of Unix time; see identify
-	Sum   string `json:"sum"`            // see sumOf
+	Sum   string `json:"sum"`            // see Sum
 }
 
 // fileName is the name of a machine's i-th file.
@@ -295,7 +295,7 @@ func put(ctx context.Context, dir string, i int, from *os.File, durable bool) (s
 			return s, err
 		}
 	}
-	sum, err := sumOf(ctx, to)
+	sum, err := Sum(ctx, to)
 	if err != nil {
 		return s, err
 	}
@@ -408,7 +408,7 @@ func (s *stored) open(ctx context.Context, dir string, i int, trusted, all bool)
 		return nil, fmt.Errorf("%s: it was changed", s.Name)
 	}
 	if isState || !trusted || all {
-		sum, err := sumOf(ctx, f)
+		sum, err := Sum(ctx, f)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.Name, err)
 		}

@@ -36,8 +36,8 @@ func (s contentSum) block(offset int64, block []byte) {
 
 func (s contentSum) String() string { return hex.EncodeToString(s.hash.Sum(nil)) }
 
-// sumOf is the sum of a whole file.
-func sumOf(ctx context.Context, f *os.File) (string, error) {
+// Sum is the sum of a whole file: the same for all that read the same, whatever of it are holes.
+func Sum(ctx context.Context, f *os.File) (string, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return "", err

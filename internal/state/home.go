@@ -9,7 +9,7 @@ import (
 // Home is where one user's things are. All of it may be deleted while nothing
 // runs.
 type Home struct {
-	Data  string // images, snapshots, and a kernel of the user's own
+	Data  string // images, snapshots, volumes, and a kernel of the user's own
 	Cache string // kernels and what else can be had again
 	State string // sandboxes
 
@@ -76,6 +76,9 @@ func (h Home) Images() string { return filepath.Join(h.Data, "images") }
 
 // Snapshots is the folder of the snapshots' folders.
 func (h Home) Snapshots() string { return filepath.Join(h.Data, "snapshots") }
+
+// Volumes is the folder of the volumes' files.
+func (h Home) Volumes() string { return filepath.Join(h.Data, "volumes") }
 
 // Kernel is the file where a kernel of the user's own may be, in place of those
 // in the cache. scripts/kernel.sh knows this path, too.
