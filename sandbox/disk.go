@@ -276,9 +276,13 @@ func (m diskMark) check(ctx context.Context, file *os.File) error {
 			}
 		}
 	}
-	if now != m {
-		return &hintError{errors.New("it was changed since the sandbox was saved"),
-			"what goes on finds its disks as they were; `matchlock fork --volumes copy` copies them"}
+	switch {
+	case now == m:
+		return nil
+	case m.Sum != "":
+		return &hintError{errors.New("in it is not what there was when the sandbox was saved"),
+			"`matchlock volume cp NAME ./FILE`, where the snapshot was made, copies the volume to a file"}
 	}
-	return nil
+	return &hintError{errors.New("it was changed since the sandbox was saved"),
+		"what goes on finds its disks as they were; `matchlock fork --volumes copy` copies them"}
 }

@@ -311,6 +311,9 @@ func (s *supervisor) createFolder(ctx context.Context, home state.Home, digest s
 // them as they were.
 func (s *supervisor) openDisks(ctx context.Context, home state.Home) error {
 	for _, d := range userDisks(home, &s.config) {
+		if slices.ContainsFunc(s.disks, func(other heldDisk) bool { return other.path == d.path && !(other.readOnly && d.readOnly) }) {
+			return fmt.Errorf("%s: it is given twice, and not only to be read", d)
+		}
 		file, err := d.open(ctx, home, s.id)
 		if err != nil {
 			return err
