@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -120,5 +121,30 @@ func TestFindTool(t *testing.T) {
 	var missing *MissingToolError
 	if !errors.As(err, &missing) || missing.Package != "nosuchfs-tools" || !errors.Is(err, exec.ErrNotFound) {
 		t.Errorf("got %v, want the package to install", err)
+	}
+}
+
+// A volume is whole to its checker, has checksums, and takes next to nothing.
+func TestCreateVolume(t *testing.T) {
+	needVM(t)
+	file, err := os.Create(filepath.Join(t.TempDir(), "volume"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := CreateVolume(t.Context(), file, 10<<30); err != nil {
+		t.Fatal(err)
+	}
+	command(t, "/usr/sbin/e2fsck", "-fn", file.Name())
+	if features := command(t, "/usr/sbin/dumpe2fs", "-h", file.Name()); !strings.Contains(features, " metadata_csum") || !strings.Contains(features, " has_journal") {
+		t.Errorf("its superblock is\n%s", features)
+	}
+	if info, err := file.Stat(); err != nil || info.Size() != 10<<30 || blocks(t, file.Name()) > 4<<20 {
+		t.Errorf("it has %d bytes and takes %d: %v", info.Size(), blocks(t, file.Name()), err)
+	}
+	for _, size := range []int64{0, MinScratch - blockSize, MinScratch + 1} {
+		if err := CreateVolume(t.Context(), file, size); err == nil {
+			t.Errorf("a volume of %d bytes is made", size)
+		}
 	}
 }
