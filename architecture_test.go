@@ -24,7 +24,7 @@ const module = "github.com/matchlock/matchlock"
 var arrows = map[string]struct{ ours, outside string }{
 	"api":     {},
 	"vm":      {ours: "api"},
-	"sandbox": {ours: "api vm internal/agent internal/boot internal/control internal/disk internal/hostfs internal/image internal/intercept internal/logs internal/names internal/netstack internal/policy internal/qemu internal/saved internal/secret internal/state internal/wire"},
+	"sandbox": {ours: "api vm internal/agent internal/boot internal/control internal/disk internal/hostfs internal/image internal/intercept internal/logs internal/names internal/netstack internal/policy internal/qemu internal/saved internal/secret internal/state internal/wire internal/fuse internal/machine internal/workspace"},
 
 	"cmd/matchlock":       {ours: "api sandbox vm internal/image internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term"},
 	"cmd/matchlock-guest": {ours: "internal/guest"},
@@ -33,7 +33,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/agent":   {ours: "api internal/wire", outside: "golang.org/x/sys"},
 	"internal/machine": {ours: "api vm internal/agent internal/hostfs internal/wire"},
 	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/hostfs internal/logs internal/machine internal/saved internal/wire", outside: "golang.org/x/sys"},
-	"internal/guest":   {ours: "api internal/agent internal/wire", outside: "golang.org/x/sys"},
+	"internal/guest":   {ours: "api internal/agent internal/fuse internal/wire internal/workspace", outside: "golang.org/x/sys"},
 
 	"internal/compress": {outside: "github.com/klauspost/compress github.com/ulikunitz/xz"},
 	"internal/hostfs":   {},

@@ -56,6 +56,7 @@ func (o Options) ExportSnapshot(ctx context.Context, name string, w io.Writer) e
 		n.CA = nil // whoever has its key can pose as any server to the sandboxes here
 	}
 	s.record.Config.Sockets = nil // of this host
+	s.record.Config.Mounts = slices.DeleteFunc(s.record.Config.Mounts, func(m api.Mount) bool { return m.Mode != api.MountMemory })
 	options := saved.ExportOptions{About: sentRecord{s.record, img.Config}}
 	for i, layer := range img.Layers {
 		options.Extra = append(options.Extra, saved.ExtraFile{Name: lowerName(i), Path: layer.Path})
@@ -153,7 +154,7 @@ func decodeSent(a *saved.Arrival) (*sentRecord, error) {
 	if len(userDisks(state.Home{}, &r.Config)) > 0 {
 		return nil, errors.New("it asks for disks of this host")
 	}
-	if err := checkMarks(r.Disks); err != nil {
+	if err := errors.Join(checkMarks(r.Disks), checkPlaces(r.Places)); err != nil {
 		return nil, err
 	}
 	for i, f := range a.Extra {
@@ -180,11 +181,26 @@ func checkMarks(marks []diskMark) error {
 	return nil
 }
 
+// checkPlaces makes sure that places of mounts could be.
+func checkPlaces(places []savedPlace) error {
+	for _, p := range places {
+		c := api.Config{Image: "any", Mounts: []api.Mount{{Source: "/", Target: p.Target, Mode: p.Mode}}}
+		if p.Mode == api.MountMemory {
+			c.Mounts[0].Source = ""
+		}
+		if err := c.Validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // disarm takes out of a record what is not a stranger's to choose: what reaches this
 // host, what would be read or run on it, and keys that others have. Rules go on to
 // hold where they name what is public.
 func (r *savedRecord) disarm() {
 	r.Config.Sockets, r.Config.Secrets, r.Config.SecretIn = nil, nil, nil
+	r.Config.Mounts = slices.DeleteFunc(r.Config.Mounts, func(m api.Mount) bool { return m.Mode != api.MountMemory })
 	n := &r.Config.Network
 	*n = api.Network{
 		None: n.None, MTU: n.MTU, DNSMode: n.DNSMode, Intercept: n.Intercept,

@@ -66,7 +66,7 @@ func (o Options) GC(ctx context.Context) (Garbage, error) {
 
 // lasting are the files of a folder that outlive a supervisor, by their names or
 // what these begin with.
-var lasting = []string{configName, "state.json", "lock", scratchName, copyPrefix, outputName, consoleName, eventsName, networkName}
+var lasting = []string{configName, "state.json", "lock", scratchName, copyPrefix, overlaysName, outputName, consoleName, eventsName, networkName}
 
 // tidy removes what a supervisor that was killed has left in a folder and the
 // next one has no use for.

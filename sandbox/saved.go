@@ -47,7 +47,8 @@ type savedRecord struct {
 	Config      api.Config      `json:"config"`
 	Main        *savedMain      `json:"main,omitempty"` // nil: the first command did not run
 	Network     *networkRecord  `json:"network,omitempty"`
-	Disks       []diskMark      `json:"disks,omitempty"` // that it was given, in the guest's order
+	Disks       []diskMark      `json:"disks,omitempty"`  // that it was given, in the guest's order
+	Places      []savedPlace    `json:"places,omitempty"` // of the host's files, likewise
 	Requires    json.RawMessage `json:"requires,omitempty"`
 	Imported    bool            `json:"imported,omitempty"` // from elsewhere
 	Snapshot    string          `json:"snapshot,omitempty"` // its name, if it is one
@@ -154,7 +155,11 @@ func (s *Saved) Running() bool { return s.record.Main != nil }
 // Files are the open files, for another process that goes on with them by
 // OpenSaved. They stay s's.
 func (s *Saved) Files() []*os.File {
-	files := append([]*os.File{s.machine.Memory, s.machine.State}, s.machine.Disk...)
+	files := []*os.File{s.machine.Memory, s.machine.State}
+	if len(s.record.Places) > 0 {
+		files = append(files, s.machine.Files)
+	}
+	files = append(files, s.machine.Disk...)
 	for i, mark := range s.record.Disks {
 		if mark.Copied {
 			files = append(files, s.machine.Extra[i])
@@ -196,11 +201,13 @@ func OpenSaved(text []byte, files []*os.File) (*Saved, error) {
 		}
 	}
 	for i, f := range rest {
-		switch i {
-		case 0:
+		switch {
+		case i == 0:
 			s.machine.Memory = f
-		case 1:
+		case i == 1:
 			s.machine.State = f
+		case i == 2 && len(s.record.Places) > 0:
+			s.machine.Files = f
 		default:
 			s.machine.Disk = append(s.machine.Disk, f)
 		}
@@ -276,10 +283,10 @@ func (s *Saved) allows(config *api.Config) error {
 		// What the guest's link and its files are stays; what passes may differ.
 		c.Network = api.Network{None: c.Network.None, MTU: c.Network.MTU, DNSMode: c.Network.DNSMode}
 		c.Sockets, c.Secrets, c.SecretIn = nil, nil, nil
-		c.Disks, c.Mounts = nil, withoutVolumes(c.Mounts)
+		c.Disks, c.Mounts = nil, nil
 	}
 	if reflect.DeepEqual(want, have) {
-		return s.checkDisks(config)
+		return errors.Join(s.checkDisks(config), s.checkMounts(config))
 	}
 	var differ []string
 	w, h := reflect.ValueOf(want), reflect.ValueOf(have)
@@ -348,6 +355,22 @@ func copyImage(path string, from *os.File) error {
 	return errors.Join(disk.CopySparse(to, from), to.Close())
 }
 
+// checkMounts tells whether what is mounted can be: at the places that the guest has,
+// and as it has them.
+func (s *Saved) checkMounts(config *api.Config) error {
+	var errs []error
+	for _, m := range withoutVolumes(config.Mounts) {
+		at := slices.IndexFunc(s.record.Places, func(p savedPlace) bool { return p.Target == path.Clean(m.Target) })
+		switch {
+		case at < 0:
+			errs = append(errs, fmt.Errorf("mount at %s: the saved sandbox has none there, and cannot be given one", m.Target))
+		case s.record.Places[at].Mode != m.Mode:
+			errs = append(errs, fmt.Errorf("mount at %s: it is %s in the saved sandbox, and cannot be %s", m.Target, s.record.Places[at].Mode, m.Mode))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // origin is what a supervisor's sandbox goes on from.
 type origin struct {
 	*Saved
@@ -382,8 +405,14 @@ func (s *supervisor) save(ctx context.Context, care diskCare) (*Saved, error) {
 	}
 	saved := &Saved{record: savedRecord{
 		ID: record.ID, Name: record.Name, Taken: time.Now(), ImageDigest: record.ImageDigest, Accel: record.Accel,
-		Main: s.savedMain(),
+		Main: s.savedMain(), Places: s.files.places(),
 	}}
+	var files *os.File
+	defer func() {
+		if files != nil {
+			files.Close()
+		}
+	}()
 	var before []netstack.Connection
 	if s.network != nil {
 		before = s.network.stack.Connections()
@@ -394,11 +423,20 @@ func (s *supervisor) save(ctx context.Context, care diskCare) (*Saved, error) {
 	var err error
 	saved.machine, err = m.Snapshot(ctx, vm.SnapshotOptions{
 		CopyDisks: care == copyDisks,
-		Still:     func() error { return saved.markDisks(s.disks, care) },
+		Still: func() (err error) {
+			if err := saved.markDisks(s.disks, care); err != nil || s.files == nil {
+				return err
+			}
+			if files, err = s.dir.Temporary(); err != nil {
+				return err
+			}
+			return s.files.save(files)
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sandbox %q: %w", record.Name, s.explain(ctx, err))
 	}
+	saved.machine.Files, files = files, nil
 	saved.record.Requires = saved.machine.Requires
 	if s.network != nil {
 		// The names, too, that the guest was told of until then.

@@ -218,7 +218,7 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 		}
 	}
 	config, data := vmConfig(s.dir, &s.config, img.Layers, s.disks), bootData(s.id, &s.config, &img.Config, s.network)
-	data.User, data.Mounts = s.proc.User, s.files.places()
+	data.User, data.Mounts = s.proc.User, s.files.mounts()
 	if s.origin != nil {
 		data.Hosts = s.origin.hosts
 		if n := s.origin.record.Network; n != nil && n.CA != nil {

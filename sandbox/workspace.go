@@ -2,16 +2,23 @@ package sandbox
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
+	"path"
+	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/fuse"
+	"github.com/matchlock/matchlock/internal/hostfs"
 	"github.com/matchlock/matchlock/internal/machine"
 	"github.com/matchlock/matchlock/internal/workspace"
 )
@@ -19,23 +26,25 @@ import (
 // files are what of the host's files the guest has: trees, joined to one, and who
 // answers its questions about them.
 type files struct {
-	mounts []api.GuestMount // in the order of the trees
+	trees  []tree // in the guest's order
 	server *fuse.Server
 
 	serving sync.WaitGroup // until the machine has ended
 }
 
-// places are where in the guest they are.
-func (f *files) places() []api.GuestMount {
-	if f == nil {
-		return nil
-	}
-	return f.mounts
+// tree is one of them.
+type tree struct {
+	savedPlace
+	memory *workspace.Memory // nil: it is not in memory
+	dir    string            // of an overlay, in the sandbox's folder; empty: it is none
 }
 
-func (f *files) close() error {
-	f.serving.Wait()
-	return f.server.Close()
+// savedPlace is where a tree is in the guest, and what it is. It stays as it is in what
+// goes on from the sandbox.
+type savedPlace struct {
+	Target string        `json:"target"`
+	Mode   api.MountMode `json:"mode"`
+	File   bool          `json:"file,omitempty"` // else a folder
 }
 
 // fileServer is a machine whose guest can be offered files of the host.
@@ -43,14 +52,39 @@ type fileServer interface {
 	ServeFiles(serve func(conn net.Conn, memory machine.Memory))
 }
 
-// attrValid is how long the guest may believe what it knows of a file that others may
-// change: they are seen within a second.
-const attrValid = time.Second
+const (
+	// attrValid is how long the guest may believe what it knows of a file that others may
+	// change: they are seen within a second.
+	attrValid = time.Second
+	// ownValid is the same where nobody else does.
+	ownValid = time.Hour
+)
 
-// openFiles opens what is to be mounted.
+// overlaysName is the folder, in a sandbox's, of what it has changed in overlays.
+const overlaysName = "overlays"
+
+// openFiles opens what is to be mounted: what the configuration says or, of a sandbox
+// that goes on from another, what that had.
 func (s *supervisor) openFiles() (err error) {
-	var mounted []workspace.Mounted
+	var places []savedPlace
+	var from *bundle
+	if s.origin != nil {
+		places = s.origin.record.Places
+		if f := s.origin.machine.Files; f != nil && len(places) > 0 {
+			if from, err = openBundle(f); err != nil {
+				return err
+			}
+		}
+	} else {
+		for _, m := range withoutVolumes(s.config.Mounts) {
+			places = append(places, savedPlace{Target: path.Clean(m.Target), Mode: m.Mode})
+		}
+	}
+	if len(places) == 0 {
+		return nil
+	}
 	f := &files{}
+	var mounted []workspace.Mounted
 	defer func() {
 		if err != nil {
 			for _, m := range mounted {
@@ -58,36 +92,53 @@ func (s *supervisor) openFiles() (err error) {
 			}
 		}
 	}()
-	for _, m := range s.config.Mounts {
-		if m.IsVolume() {
-			continue
-		}
-		tree, isFile, err := s.openTree(m)
+	for i, p := range places {
+		t := tree{savedPlace: p}
+		offered, err := s.openTree(&t, i, from)
 		if err != nil {
-			return fmt.Errorf("mount %q: %w", m.Source, err)
+			return fmt.Errorf("mount at %s: %w", t.Target, err)
 		}
-		mounted = append(mounted, workspace.Mounted{Name: strconv.Itoa(len(mounted)), FS: tree})
-		f.mounts = append(f.mounts, api.GuestMount{Path: m.Target, File: isFile, ReadOnly: m.Mode == api.MountReadOnly})
-	}
-	if len(mounted) == 0 {
-		return nil
+		mounted = append(mounted, workspace.Mounted{Name: strconv.Itoa(i), FS: offered})
+		f.trees = append(f.trees, t)
 	}
 	router, err := workspace.NewRouter(mounted)
 	if err != nil {
 		return err
 	}
-	options := fuse.Options{Valid: attrValid, Logger: s.log}
-	if s.config.Coherent {
+	options := fuse.Options{Valid: attrValid, MaxNodes: maxNodes(s.config.Memory), Logger: s.log}
+	switch {
+	case s.config.Coherent:
 		options.Valid = 0
+	case !slices.ContainsFunc(f.trees, func(t tree) bool { return t.Mode != api.MountMemory }):
+		options.Valid = ownValid
 	}
 	f.server = fuse.NewServer(router, options)
+	mounted = nil // are the server's
+	if from != nil {
+		text, err := io.ReadAll(from.open("nodes"))
+		if err == nil {
+			err = json.Unmarshal(text, f.server)
+		}
+		if err != nil {
+			return errors.Join(err, f.server.Close())
+		}
+	}
 	s.files = f
 	s.unwind.push(f.close)
 	return nil
 }
 
-// openTree opens what a mount names.
-func (s *supervisor) openTree(m api.Mount) (tree workspace.FS, isFile bool, err error) {
+// maxNodes is how many files a guest with so much memory can know: its kernel needs
+// about a KiB for each.
+func maxNodes(memory int64) int { return int(max(memory>>10, 64<<10)) }
+
+// openTree opens what is to be at a place, the i-th.
+func (s *supervisor) openTree(t *tree, i int, from *bundle) (workspace.FS, error) {
+	at := slices.IndexFunc(s.config.Mounts, func(m api.Mount) bool { return !m.IsVolume() && path.Clean(m.Target) == t.Target })
+	if at < 0 {
+		return workspace.NewMissing(), nil // of a snapshot that came from elsewhere
+	}
+	m := s.config.Mounts[at]
 	owner := workspace.Owner{UID: workspace.AnyOwner, GID: workspace.AnyOwner}
 	if m.UID != nil {
 		owner.UID = *m.UID
@@ -95,12 +146,145 @@ func (s *supervisor) openTree(m api.Mount) (tree workspace.FS, isFile bool, err 
 	if m.GID != nil {
 		owner.GID = *m.GID
 	}
-	info, err := os.Stat(m.Source)
-	if err != nil {
-		return nil, false, err
+	var offered workspace.FS
+	switch m.Mode {
+	case api.MountMemory:
+		t.memory = workspace.NewMemory(workspace.MemoryOptions{Owner: owner, Quota: m.Quota})
+		if from != nil {
+			if err := t.memory.Import(from.open(strconv.Itoa(i) + ".memory")); err != nil {
+				return nil, err
+			}
+		}
+		offered = t.memory
+	default:
+		info, err := os.Stat(m.Source)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", m.Source, pathless(err))
+		}
+		if s.origin == nil {
+			t.File = !info.IsDir()
+		} else if t.File == info.IsDir() {
+			return nil, fmt.Errorf("%s: a folder in the place of a file, or a file in that of a folder", m.Source)
+		}
+		options := workspace.HostOptions{ReadOnly: m.Mode != api.MountReadWrite, Owner: owner}
+		if m.Mode == api.MountReadWrite {
+			options.Quota = m.Quota
+		}
+		if offered, err = workspace.OpenHost(m.Source, options); err != nil {
+			return nil, err
+		}
+		if m.Mode == api.MountOverlay {
+			overlay, err := s.openOverlay(t, i, from, offered, m.Quota)
+			if err != nil {
+				return nil, errors.Join(err, offered.Close())
+			}
+			offered = overlay
+		}
 	}
-	tree, err = workspace.OpenHost(m.Source, workspace.HostOptions{ReadOnly: m.Mode == api.MountReadOnly, Owner: owner, Quota: m.Quota})
-	return tree, !info.IsDir(), err
+	filtered, err := workspace.NewFilter(offered, m.Hide, m.Protect)
+	if err != nil {
+		return nil, errors.Join(err, offered.Close())
+	}
+	return filtered, nil
+}
+
+// openOverlay lays what the guest changes over a tree. It is in the sandbox's folder,
+// and stays there when it is stopped.
+func (s *supervisor) openOverlay(t *tree, i int, from *bundle, lower workspace.FS, quota int64) (workspace.FS, error) {
+	t.dir = s.dir.Path(overlaysName, strconv.Itoa(i))
+	if err := hostfs.Private(filepath.Dir(t.dir)); err != nil {
+		return nil, err
+	}
+	if from != nil {
+		for _, dir := range []string{t.dir, filepath.Join(t.dir, "data")} {
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				return nil, err
+			}
+		}
+		prefix := strconv.Itoa(i) + "/"
+		err := from.extract(func(name string) string {
+			if rest, ok := strings.CutPrefix(name, prefix); ok {
+				return filepath.Join(t.dir, rest)
+			}
+			return ""
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return workspace.OpenOverlay(lower, t.dir, workspace.OverlayOptions{Quota: quota})
+}
+
+// mounts are where in the guest they are.
+func (f *files) mounts() (mounts []api.GuestMount) {
+	if f == nil {
+		return nil
+	}
+	for _, t := range f.trees {
+		mounts = append(mounts, api.GuestMount{Path: t.Target, File: t.File, ReadOnly: t.Mode == api.MountReadOnly})
+	}
+	return mounts
+}
+
+// places are what stays of them in what goes on from the sandbox.
+func (f *files) places() (places []savedPlace) {
+	if f == nil {
+		return nil
+	}
+	for _, t := range f.trees {
+		places = append(places, t.savedPlace)
+	}
+	return places
+}
+
+// save writes what the guest knows of its files, and those that are only its own. The
+// guest stands still.
+func (f *files) save(to *os.File) error {
+	b := &bundle{file: to}
+	err := b.addFrom("nodes", func(w io.Writer) error { return json.NewEncoder(w).Encode(f.server) })
+	if err != nil {
+		return err
+	}
+	for i, t := range f.trees {
+		name := strconv.Itoa(i)
+		switch {
+		case t.memory != nil:
+			err = b.addFrom(name+".memory", t.memory.Export)
+		case t.dir != "":
+			err = addOverlay(b, name, t.dir)
+		}
+		if err != nil {
+			return fmt.Errorf("mount at %s: %w", t.Target, err)
+		}
+	}
+	return b.finish()
+}
+
+// addOverlay adds the files of an overlay.
+func addOverlay(b *bundle, name, dir string) error {
+	entries, err := os.ReadDir(filepath.Join(dir, "data"))
+	if err != nil {
+		return err
+	}
+	names := []string{"journal"}
+	for _, e := range entries {
+		names = append(names, "data/"+e.Name())
+	}
+	for _, n := range names {
+		f, err := os.Open(filepath.Join(dir, n))
+		if err == nil {
+			err = errors.Join(b.add(name+"/"+n, f), f.Close())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *files) close() error {
+	f.serving.Wait()
+	return f.server.Close()
 }
 
 // attachFiles has the guest's questions answered from the machine's start on.

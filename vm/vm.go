@@ -177,6 +177,9 @@ type Snapshot struct {
 	// Extra are the copies of ExtraDisks, in their order, nil where there is none. They
 	// have no name, and go with their last descriptor.
 	Extra []*os.File
+	// Files is for the caller, who may put there what else goes with the machine. Nil:
+	// nothing does.
+	Files *os.File
 	// Requires is what must be the same where it goes on, for the backend to compare.
 	Requires json.RawMessage
 }
@@ -184,7 +187,7 @@ type Snapshot struct {
 // Close closes the files.
 func (s *Snapshot) Close() error {
 	var errs []error
-	for _, f := range slices.Concat([]*os.File{s.Memory, s.State}, s.Disk, s.Extra) {
+	for _, f := range slices.Concat([]*os.File{s.Memory, s.State, s.Files}, s.Disk, s.Extra) {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}

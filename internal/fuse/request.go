@@ -633,7 +633,9 @@ func (s *Server) read(r *request) syscall.Errno {
 func (s *Server) write(r *request) syscall.Errno {
 	r.skip(8)
 	offset, size, flags := r.offset(), r.uint32(), r.uint32()
-	r.skip(16)
+	r.skip(8)
+	opened := r.uint32() // the flags of open(2)
+	r.skip(4)
 	if size > MaxIO || offset > math.MaxInt64-MaxIO {
 		return syscall.EINVAL
 	}
@@ -642,6 +644,12 @@ func (s *Server) write(r *request) syscall.Errno {
 		return r.err
 	}
 	return s.file(r, true, func(f workspace.File) error {
+		if opened&syscall.O_APPEND != 0 {
+			// Others may have written since the guest was told of the end.
+			if a, err := f.Stat(); err == nil && offset < a.Size {
+				offset = a.Size
+			}
+		}
 		n, err := f.WriteAt(data, offset)
 		if n <= 0 && err != nil {
 			return err

@@ -71,6 +71,7 @@ const workers = 16
 // memory may be nil: then all goes by the connection.
 func (s *Server) Serve(ctx context.Context, conn net.Conn, memory Memory) error {
 	c := &connection{server: s, conn: conn, in: bufio.NewReaderSize(conn, 32<<10), memory: memory}
+	c.idle.L = &c.mu
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer conn.Close()
 	if err := c.greet(); err != nil {
@@ -106,8 +107,11 @@ type connection struct {
 	sent    uint32 // answers' slots that were sent
 	out     []byte
 
-	mu  sync.Mutex
-	err error // the first one
+	mu      sync.Mutex
+	working int       // requests that have come and not been answered
+	waiting int       // of these, barriers
+	idle    sync.Cond // fewer are, or there is an error
+	err     error     // the first one
 }
 
 // greet hears where the slots are, unless that is known, and sees whether they are
@@ -143,6 +147,7 @@ func (c *connection) fail(err error) {
 	if c.err == nil {
 		c.err = err
 		c.conn.Close()
+		c.idle.Broadcast()
 	}
 }
 
@@ -155,11 +160,42 @@ func (c *connection) work() error {
 		if err != nil {
 			return err
 		}
+		if barrier(&r) {
+			c.quiet()
+		}
 		c.server.handle(&r)
-		if err := c.answer(&r, slot); err != nil {
+		err = c.answer(&r, slot)
+		c.done()
+		if err != nil {
 			return err
 		}
 	}
+}
+
+// A question about the file system itself, which no program can ask, is how the guest
+// makes sure that nothing is under way: it is answered last.
+func barrier(r *request) bool {
+	h, ok := parseHeader(r.in)
+	return ok && h.opcode == opStatfs && h.node == rootID
+}
+
+// quiet returns when no other request is worked on.
+func (c *connection) quiet() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting++
+	for c.working > c.waiting && c.err == nil {
+		c.idle.Wait()
+	}
+	c.waiting--
+}
+
+// done notes that a request has been answered.
+func (c *connection) done() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.working--
+	c.idle.Broadcast()
 }
 
 // next reads a request. slot is that of its frame, which is to be released.
@@ -188,6 +224,9 @@ func (c *connection) next(r *request) (slot uint32, err error) {
 		c.usedUp = h.counter
 	}
 	c.writing.Unlock()
+	c.mu.Lock()
+	c.working++
+	c.mu.Unlock()
 	return h.slot, nil
 }
 

@@ -297,7 +297,14 @@ func (g *guest) Freeze() error {
 	}
 	syncDisks(g.params.Disks)
 	g.starter.hold()
-	if err := g.freezer.freeze(); err != nil {
+	err := g.freezer.freeze()
+	if err == nil {
+		// A copy's host answers nothing that was asked of another.
+		if err = g.files.settle(); err != nil {
+			err = errors.Join(err, g.freezer.thaw())
+		}
+	}
+	if err != nil {
 		g.starter.letGo()
 		return err
 	}

@@ -28,6 +28,7 @@ type files struct {
 	relay  *fuse.Relay
 	loops  [2]child
 	stacks [2][]byte
+	root   int // descriptor of the file system's root; 0: there is none
 }
 
 // prepare makes what needs no host. Memory that the host reaches must stay where it
@@ -79,6 +80,11 @@ func (g *guest) mountFiles(b *api.BootData) error {
 		defer unix.Close(tree)
 		trees[i] = tree
 	}
+	root, err := unix.Open(hostPlace, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	g.files.root = root
 	if err := unix.Unmount(hostPlace, unix.MNT_DETACH); err != nil {
 		return err
 	}
@@ -86,6 +92,22 @@ func (g *guest) mountFiles(b *api.BootData) error {
 		if err := place(trees[i], b.Mounts[i]); err != nil {
 			return fmt.Errorf("files for %s: %w", b.Mounts[i].Path, err)
 		}
+	}
+	return nil
+}
+
+// settle returns when nothing is under way that was asked of the host, if user code
+// stands still: the answer to this question is the last one.
+func (f *files) settle() error {
+	if f.root == 0 {
+		return nil
+	}
+	// What was written to mapped files goes first, or the kernel would send it when it
+	// pleases.
+	unix.Syncfs(f.root)
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(f.root, &st); err != nil && err != unix.ENOTCONN { // the latter: what passes it on was killed
+		return fmt.Errorf("files of the host: %w", err)
 	}
 	return nil
 }

@@ -372,6 +372,9 @@ func (m *manifest) check(l Limits) (own int, err error) {
 	for own < len(m.Files) && m.Files[own].Name == fileName(own) {
 		own++
 	}
+	if own < len(m.Files) && m.Files[own].Name == filesName {
+		own++
+	}
 	if err := checkFiles(m.Files[:own]); err != nil {
 		return 0, err
 	}
@@ -466,7 +469,7 @@ func (im *importer) readFile(i int, s *stored, h *tar.Header) (_ *tar.Header, er
 		return nil, err
 	}
 	if i < im.own {
-		now, err := identify(i, f)
+		now, err := identify(im.manifest.Files[i].index(i), f)
 		if err != nil {
 			return nil, err
 		}

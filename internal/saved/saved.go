@@ -31,10 +31,12 @@ import (
 	"github.com/matchlock/matchlock/vm"
 )
 
-// The files of a machine. Layers of the disk follow, disk-0 the lowest.
+// The files of a machine. Layers of the disk follow, disk-0 the lowest, and the owner's file if there
+// is one.
 const (
 	memoryName = "memory"
 	stateName  = "state"
+	filesName  = "files"
 	recordName = "record.json"
 )
 
@@ -79,15 +81,34 @@ func fileName(i int) string {
 		return memoryName
 	case 1:
 		return stateName
+	case filesIndex:
+		return filesName
 	}
 	return "disk-" + strconv.Itoa(i-2)
+}
+
+// filesIndex is the number of the owner's file, which is the last.
+const filesIndex = -1
+
+// index is the number of a machine's file at a place in its record.
+func (s *stored) index(place int) int {
+	if s.Name == filesName {
+		return filesIndex
+	}
+	return place
 }
 
 // isDisk tells whether a machine's i-th file is a layer of its disk.
 func isDisk(i int) bool { return i >= 2 }
 
 // filesOf returns the files in their order.
-func filesOf(m *vm.Snapshot) []*os.File { return append([]*os.File{m.Memory, m.State}, m.Disk...) }
+func filesOf(m *vm.Snapshot) []*os.File {
+	files := append([]*os.File{m.Memory, m.State}, m.Disk...)
+	if m.Files != nil {
+		files = append(files, m.Files)
+	}
+	return files
+}
 
 func readRecord(dir string) (*record, error) {
 	r := new(record)
@@ -110,6 +131,9 @@ func (r *record) check() error {
 
 // checkFiles makes sure that the files are those of a machine.
 func checkFiles(files []stored) error {
+	if n := len(files); n > 0 && files[n-1].Name == filesName {
+		files = files[:n-1]
+	}
 	if len(files) < 3 || len(files) > 2+MaxLayers {
 		return fmt.Errorf("%d files, not from 3 to %d", len(files), 2+MaxLayers)
 	}
@@ -265,6 +289,9 @@ func fill(ctx context.Context, dir string, m *vm.Snapshot, about any, durable bo
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
+		if from == m.Files {
+			i = filesIndex
+		}
 		s, err := put(ctx, dir, i, from, durable)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", fileName(i), err)
@@ -370,12 +397,15 @@ func open(ctx context.Context, dir string, all bool) (m *vm.Snapshot, r *record,
 	trusted := boot != "" && r.BootID == boot
 	m = &vm.Snapshot{Requires: r.Requires}
 	for i := range r.Files {
-		f, err := r.Files[i].open(ctx, dir, i, trusted, all)
+		index := r.Files[i].index(i)
+		f, err := r.Files[i].open(ctx, dir, index, trusted, all)
 		if err != nil {
 			m.Close()
 			return nil, nil, err
 		}
 		switch {
+		case index == filesIndex:
+			m.Files = f
 		case i == 0:
 			m.Memory = f
 		case i == 1:

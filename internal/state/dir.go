@@ -113,6 +113,16 @@ func (d *Dir) Path(name ...string) string {
 	return filepath.Join(append([]string{d.path}, name...)...)
 }
 
+// Temporary returns a new file in the folder that has no name, and goes with its last
+// descriptor.
+func (d *Dir) Temporary() (*os.File, error) {
+	f, err := os.CreateTemp(d.path, ".temporary-*")
+	if err == nil {
+		err = os.Remove(f.Name())
+	}
+	return f, err
+}
+
 // Record returns what is known of the sandbox.
 func (d *Dir) Record() Record {
 	d.mu.Lock()
