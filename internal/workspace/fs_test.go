@@ -51,3 +51,22 @@ func readFile(t *testing.T, fs FS, path string) string {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+// populate makes some files in a tree.
+func populate(t testing.TB, fs FS) {
+	steps := []error{
+		fs.Mkdir("a", 0o755, guestUser), fs.Mkdir("a/b", 0o755, guestUser), fs.Mkdir("c", 0o700, guestUser),
+		fs.Symlink("b", "a/c", guestUser), fs.Mknod("b", syscall.S_IFIFO|0o600, guestUser),
+	}
+	for _, path := range []string{"a/a", "a/b/a", "a/b/b", "c/b"} {
+		f, err := fs.Create(path, 0o644, guestUser)
+		if err == nil {
+			_, err = f.WriteAt([]byte("content of "+path), 0)
+			f.Close()
+		}
+		steps = append(steps, err)
+	}
+	if err := errors.Join(steps...); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // HostOptions say how a folder of the host is offered.
@@ -54,6 +55,15 @@ func (r record) String() string {
 		fields = append(fields, fmt.Sprintf("owner=%d:%d", r.owner.UID, r.owner.GID))
 	}
 	return strings.Join(fields, " ")
+}
+
+// hostMode are the permissions of a host's file, of a type, when the guest has set mode:
+// no set-id and no sticky bits, and always those that we need.
+func hostMode(typ, mode uint32) uint32 {
+	if typ&syscall.S_IFMT == syscall.S_IFDIR {
+		return mode&0o777 | 0o700
+	}
+	return mode&0o777 | 0o600
 }
 
 // maxRecord is more than any record takes.

@@ -278,25 +278,13 @@ func (h *host) attr(st *unix.Statx_t, r record) Attr {
 	if us := uint32(os.Geteuid()); st.Uid == us || us == 0 && st.Uid == h.uid {
 		a.Owner = h.o.Owner
 	}
-	if r.hasMode && hostMode(st.Mode, r.mode) == uint32(st.Mode)&0o7777 {
+	if r.hasMode && hostMode(uint32(st.Mode), r.mode) == uint32(st.Mode)&0o7777 {
 		a.Mode = a.Mode&unix.S_IFMT | r.mode
 	}
 	if r.hasOwner {
 		a.Owner = r.owner
 	}
 	return a
-}
-
-// hostMode are the permissions of the host's file when the guest has set mode: no
-// set-id and no sticky bits, and always those that we need.
-func hostMode(typ uint16, mode uint32) uint32 {
-	mode &= 0o777
-	switch typ & unix.S_IFMT {
-	case unix.S_IFDIR:
-		return mode | 0o700
-	default:
-		return mode | 0o600
-	}
 }
 
 // hasXattrs tells whether a file may have one of user.*, see xattr(7).
@@ -397,7 +385,7 @@ func (h *host) made(n node, mode uint32, owner Owner) error {
 	var r record
 	if !n.is(unix.S_IFLNK) {
 		// Our umask may have taken some, and a folder may have handed down others.
-		if err := n.chmod(hostMode(n.st.Mode, mode)); err != nil {
+		if err := n.chmod(hostMode(uint32(n.st.Mode), mode)); err != nil {
 			return err
 		}
 		r.setMode(n, mode)
@@ -426,7 +414,7 @@ func (n *node) chmod(mode uint32) error {
 // setMode records permissions, if the host's file has others.
 func (r *record) setMode(n node, mode uint32) {
 	r.mode, r.hasMode = 0, false
-	if mode &= 0o7777; mode != hostMode(n.st.Mode, mode) {
+	if mode &= 0o7777; mode != hostMode(uint32(n.st.Mode), mode) {
 		r.mode, r.hasMode = mode, true
 	}
 }
@@ -579,7 +567,7 @@ func (h *host) Mknod(path string, mode uint32, owner Owner) error {
 		return syscall.EPERM
 	}
 	return h.make(path, uint16(typ), mode, owner, func(dir int, name string) error {
-		return unix.Mknodat(dir, name, typ|hostMode(uint16(typ), mode), 0)
+		return unix.Mknodat(dir, name, typ|hostMode(typ, mode), 0)
 	})
 }
 
@@ -682,7 +670,7 @@ func (h *host) SetAttr(path string, c Change) (Attr, error) {
 		if n.is(unix.S_IFLNK) {
 			return Attr{}, syscall.EOPNOTSUPP
 		}
-		if err := n.chmod(hostMode(n.st.Mode, *c.Mode)); err != nil {
+		if err := n.chmod(hostMode(uint32(n.st.Mode), *c.Mode)); err != nil {
 			return Attr{}, err
 		}
 	}

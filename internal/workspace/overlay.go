@@ -472,8 +472,8 @@ func (o *Overlay) setTimes(n *inode, c Change) error {
 }
 
 func (o *Overlay) free(n *inode) {
-	if n.names == 0 && n.open == nil && !n.Merged && n.is(syscall.S_IFREG) {
-		o.data.Unlink(n.dataName()) // if it is there; else sweep has it
+	if n.names == 0 && n.open == nil && !n.Merged && o.data != nil { // nil: sweep does it
+		o.data.Unlink(n.dataName()) // which is not there if it was never opened
 	}
 }
 

@@ -1,6 +1,7 @@
 package workspace
 
 import (
+	"errors"
 	"strings"
 	"syscall"
 )
@@ -44,4 +45,10 @@ func joinPath(dir, name string) string {
 // within tells whether path is dir or below it.
 func within(path, dir string) bool {
 	return dir == "" || path == dir || strings.HasPrefix(path, dir+"/")
+}
+
+// absent tells whether an error says that nothing is at a path, as one of a file or a
+// link on the way to it does.
+func absent(err error) bool {
+	return errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP)
 }

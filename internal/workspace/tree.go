@@ -1,7 +1,6 @@
 package workspace
 
 import (
-	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -90,9 +89,10 @@ type origin struct {
 
 func originOf(a Attr) *origin { return &origin{a.ID, a.Size, a.Ctime.UnixNano()} }
 
-// An entry is a name in a folder. hidden is since when, in ns of Unix time, what the
-// lower folder has by this name is not to be seen; 0: it has none, or inode is that. An
-// entry without inode is there to hide alone.
+// An entry is a name in a folder. hidden is not 0 where what the lower folder has by this
+// name is not to be seen: it is when that was changed last before it was hidden, by ctime
+// in ns of Unix time; what is younger is another one. An entry without inode is there to
+// hide alone.
 type entry struct {
 	inode  *inode
 	hidden int64
@@ -404,7 +404,7 @@ func (t *tree) below(folder *inode, name string) (a Attr, there bool, err error)
 		return Attr{}, false, nil
 	}
 	a, err = t.lower.Stat(joinPath(string(folder.Lower), name))
-	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENOTDIR) {
+	if absent(err) {
 		return Attr{}, false, nil
 	}
 	return a, err == nil, err
@@ -427,12 +427,16 @@ func (t *tree) typeAt(folder *inode, name string) (uint32, error) {
 func (t *tree) put(folder *inode, name string, number uint64, now int64) (edit, error) {
 	e := nameEdit{Folder: folder.Number, Name: []byte(name), Inode: number, Time: now, Hidden: folder.entries[name].hidden}
 	if e.Hidden == 0 {
-		_, there, err := t.below(folder, name)
+		a, there, err := t.below(folder, name)
 		if err != nil {
 			return edit{}, err
 		}
 		if there {
+			// What is in a folder may be as young as this moment.
 			e.Hidden = now
+			if a.Mode&syscall.S_IFMT != syscall.S_IFDIR {
+				e.Hidden = max(1, a.Ctime.UnixNano())
+			}
 		}
 	}
 	return edit{Name: &e}, nil
@@ -599,10 +603,17 @@ func (t *tree) Rmdir(path string) error {
 	if err != nil {
 		return err
 	}
-	// Since the first of what was in it is gone, the host's could be other files.
-	if e := folder.entries[name]; e.inode != nil && e.hidden == 0 && gone.Name.Hidden != 0 {
-		for _, e := range e.inode.entries {
-			gone.Name.Hidden = min(gone.Name.Hidden, e.hidden)
+	// All that was in it was hidden before, one by one.
+	if e := folder.entries[name]; e.hidden == 0 && gone.Name.Hidden != 0 {
+		a, _, err := t.below(folder, name)
+		if err != nil {
+			return err
+		}
+		gone.Name.Hidden = max(1, a.Ctime.UnixNano())
+		if e.inode != nil {
+			for _, e := range e.inode.entries {
+				gone.Name.Hidden = max(gone.Name.Hidden, e.hidden)
+			}
 		}
 	}
 	return t.step(gone)
@@ -635,7 +646,7 @@ func (t *tree) list(n *inode, lower string) ([]DirEntry, error) {
 	}
 	below, err := t.lower.ReadDir(string(n.Lower))
 	// The host may have removed it, which takes none of what is here.
-	if err != nil && !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ENOTDIR) {
+	if err != nil && !absent(err) {
 		return nil, err
 	}
 	for _, e := range below {

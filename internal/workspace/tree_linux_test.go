@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,25 +52,6 @@ func describe(t *testing.T, fs FS) string {
 	}
 	walk("")
 	return all.String()
-}
-
-// populate makes some files in a tree.
-func populate(t testing.TB, fs FS) {
-	steps := []error{
-		fs.Mkdir("a", 0o755, guestUser), fs.Mkdir("a/b", 0o755, guestUser), fs.Mkdir("c", 0o700, guestUser),
-		fs.Symlink("b", "a/c", guestUser), fs.Mknod("b", syscall.S_IFIFO|0o600, guestUser),
-	}
-	for _, path := range []string{"a/a", "a/b/a", "a/b/b", "c/b"} {
-		f, err := fs.Create(path, 0o644, guestUser)
-		if err == nil {
-			_, err = f.WriteAt([]byte("content of "+path), 0)
-			f.Close()
-		}
-		steps = append(steps, err)
-	}
-	if err := errors.Join(steps...); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // operate does to a tree what bytes say, and tells what came of it. All errors that
@@ -158,6 +140,14 @@ func operate(fs FS, ops []byte) string {
 // FuzzTree has a host's folder, a tree in memory and an overlay over a host's folder do
 // the same, and the overlay be the same again when it is opened again, in a copy too.
 func FuzzTree(f *testing.F) {
+	for seed := range uint64(20) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		ops := make([]byte, 1000)
+		for i := range ops {
+			ops[i] = byte(random.Uint32())
+		}
+		f.Add(ops)
+	}
 	f.Add([]byte("\x00\x01\x00\x02\x01\x01\x05\x01\x00\x02\x01\x00"))
 	f.Add([]byte("\x05\x01\x00\x01\x02\x00\x02\x01\x00\x00\x02\x01\x00\x05\x01\x02\x01\x00\x00"))
 	f.Add([]byte("\x0d\x02\x00\x00\x0c\x02\x00\x00\x0e\x01\x05\x0e\x00\x03\x03\x02\x00\x00\x0e\x00\x01"))

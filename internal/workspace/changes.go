@@ -1,0 +1,357 @@
+package workspace
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/matchlock/matchlock/api"
+)
+
+// Changes lists what differs from the lower tree, folders before what is in them. What
+// the guest does meanwhile may be in it or not.
+func (o *Overlay) Changes(ctx context.Context) ([]api.FileChange, error) {
+	c := &comparison{o: o, ctx: ctx}
+	if err := c.both("", 0); err != nil {
+		return nil, err
+	}
+	return c.changes, nil
+}
+
+// A comparison of an overlay and its lower tree.
+type comparison struct {
+	o       *Overlay
+	ctx     context.Context
+	changes []api.FileChange
+}
+
+// entry tells what an overlay has itself at a path: the inode's meta, nil for none, and
+// since when the lower tree's is hidden. same is whether it has nothing, and shows the
+// lower tree's.
+func (o *Overlay) entry(path string) (m *meta, hidden int64, same bool) {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	n, lower, err := o.find(path)
+	if err == nil && n == nil {
+		return nil, 0, lower == path
+	}
+	if n != nil {
+		copied := n.meta
+		m = &copied
+	}
+	if dir, name := splitPath(path); path != "" {
+		// A folder that was moved hides what is at its old place.
+		if folder, _, err := o.find(dir); err == nil && folder != nil && folder.Merged && folder.fromHere(dir) {
+			hidden = folder.entries[name].hidden
+		}
+	}
+	return m, hidden, false
+}
+
+// fromHere tells whether an inode is what the lower tree has at the same path, changed.
+func (m *meta) fromHere(path string) bool {
+	return m != nil && m.Origin != nil && string(m.Lower) == path
+}
+
+func statIf(fs FS, path string) (a Attr, there bool, err error) {
+	a, err = fs.Stat(path)
+	if absent(err) {
+		return Attr{}, false, nil
+	}
+	return a, err == nil, err
+}
+
+// both compares what is at a path, where the lower tree's is hidden since then; 0: not.
+func (c *comparison) both(path string, since int64) error {
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	m, hidden, same := c.o.entry(path)
+	if same {
+		return nil
+	}
+	if hidden != 0 {
+		since = hidden
+	}
+	a, here, err := statIf(c.o, path)
+	if err != nil {
+		return err
+	}
+	below, there, err := statIf(c.o.lower, path)
+	if err != nil {
+		return err
+	}
+	folder := here && a.Mode&syscall.S_IFMT == syscall.S_IFDIR
+	switch {
+	case !here && !there:
+		return nil
+	case !here:
+		conflict, err := c.changedSince(path, since)
+		c.changes = append(c.changes, api.FileChange{Path: path, Kind: api.FileDeleted, Mode: below.Mode, Size: below.Size, Conflict: conflict})
+		return err
+	case !there:
+		change := c.change(path, api.FileAdded, a)
+		if m.fromHere(path) && since == 0 {
+			change.Conflict = "it was removed on the host"
+		}
+		c.changes = append(c.changes, change)
+	case folder && below.Mode&syscall.S_IFMT == syscall.S_IFDIR:
+		if !sameMode(a.Mode, below.Mode) {
+			c.changes = append(c.changes, c.change(path, api.FileModified, a))
+		}
+	default:
+		same, err := c.o.sameContent(path, m, a, below)
+		if err != nil {
+			return err
+		}
+		if same && sameMode(a.Mode, below.Mode) {
+			return nil
+		}
+		change := c.change(path, api.FileModified, a)
+		switch {
+		case m.fromHere(path) && since == 0:
+			if *m.Origin != *originOf(below) {
+				change.Conflict = "it was changed on the host"
+			}
+		case since == 0:
+			change.Conflict = "it was made on the host, too"
+		default:
+			if change.Conflict, err = c.changedSince(path, since); err != nil {
+				return err
+			}
+		}
+		c.changes = append(c.changes, change)
+	}
+	if !folder {
+		return nil
+	}
+	if m != nil && m.Merged && m.fromHere(path) {
+		since = 0
+	}
+	names, err := folderNames(c.o, path)
+	if err != nil {
+		return err
+	}
+	if there && below.Mode&syscall.S_IFMT == syscall.S_IFDIR {
+		more, err := folderNames(c.o.lower, path)
+		if err != nil {
+			return err
+		}
+		names = slices.Compact(slices.Sorted(slices.Values(append(names, more...))))
+	}
+	for _, name := range names {
+		if err := c.both(joinPath(path, name), since); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// folderNames lists a folder in order.
+func folderNames(fs FS, path string) ([]string, error) {
+	entries, err := fs.ReadDir(path)
+	if absent(err) {
+		return nil, nil
+	}
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name
+	}
+	slices.Sort(names)
+	return names, err
+}
+
+// sameMode tells whether the host's file would have these permissions, too: links have
+// none, and of all else we keep what we need.
+func sameMode(guest, host uint32) bool {
+	if (guest^host)&syscall.S_IFMT != 0 {
+		return false
+	}
+	typ := guest & syscall.S_IFMT
+	return typ == syscall.S_IFLNK || (guest^host)&0o777 == 0 || hostMode(typ, guest) == hostMode(typ, host)
+}
+
+// sameContent compares what is no folder, or not in both.
+func (o *Overlay) sameContent(path string, m *meta, a, below Attr) (bool, error) {
+	if (a.Mode^below.Mode)&syscall.S_IFMT != 0 {
+		return false, nil
+	}
+	switch a.Mode & syscall.S_IFMT {
+	case syscall.S_IFLNK:
+		target, err := o.Readlink(path)
+		if err != nil {
+			return false, err
+		}
+		other, err := o.lower.Readlink(path)
+		return target == other, err
+	case syscall.S_IFREG:
+		if m != nil && m.Merged && m.fromHere(path) {
+			return true, nil
+		}
+		if a.Size != below.Size {
+			return false, nil
+		}
+		f, err := o.Open(path, false)
+		if err != nil {
+			return false, err
+		}
+		defer f.Close()
+		g, err := o.lower.Open(path, false)
+		if err != nil {
+			return false, err
+		}
+		defer g.Close()
+		return sameBytes(f, g)
+	}
+	return true, nil
+}
+
+func sameBytes(f, g io.ReaderAt) (bool, error) {
+	a, b := make([]byte, 256<<10), make([]byte, 256<<10)
+	for offset := int64(0); ; offset += int64(len(a)) {
+		n, err := f.ReadAt(a, offset)
+		if err != nil && err != io.EOF {
+			return false, err
+		}
+		m, err2 := g.ReadAt(b, offset)
+		if err2 != nil && err2 != io.EOF {
+			return false, err2
+		}
+		if !bytes.Equal(a[:n], b[:m]) {
+			return false, nil
+		}
+		if err == io.EOF || err2 == io.EOF {
+			return err == err2, nil
+		}
+	}
+}
+
+// changedSince tells what of the lower tree at or below a path is younger than a time.
+func (c *comparison) changedSince(path string, since int64) (string, error) {
+	if err := c.ctx.Err(); err != nil {
+		return "", err
+	}
+	a, there, err := statIf(c.o.lower, path)
+	if err != nil || !there {
+		return "", err
+	}
+	if a.Mode&syscall.S_IFMT != syscall.S_IFDIR {
+		if a.Ctime.UnixNano() > since {
+			return path + " was changed on the host", nil
+		}
+		return "", nil
+	}
+	names, err := folderNames(c.o.lower, path)
+	if err != nil {
+		return "", err
+	}
+	for _, name := range names {
+		if conflict, err := c.changedSince(joinPath(path, name), since); conflict != "" || err != nil {
+			return conflict, err
+		}
+	}
+	return "", nil
+}
+
+// change describes what is at a path now.
+func (c *comparison) change(path string, kind api.FileChangeKind, a Attr) api.FileChange {
+	change := api.FileChange{Path: path, Kind: kind, Mode: a.Mode, Danger: c.o.danger(path, a)}
+	if a.Mode&syscall.S_IFMT == syscall.S_IFREG {
+		change.Size = a.Size
+	}
+	return change
+}
+
+// dangers are files that programs of the host run, or do what they say, because of
+// their names alone.
+var dangers = []struct{ pattern, why string }{
+	{"**/.git/hooks/**", "git runs it"},
+	{"**/.git/modules/**/hooks/**", "git runs it"},
+	{"**/.git/config", "git runs what it names"},
+	{"**/.git/config.worktree", "git runs what it names"},
+	{"**/.git/modules/**/config", "git runs what it names"},
+	{".gitmodules", "git fetches and follows what it names"},
+	{".envrc", "direnv runs it"},
+	{"**/.vscode/**", "an editor runs what it names"},
+	{"**/.idea/**", "an editor runs what it names"},
+	{"*.code-workspace", "an editor runs what it names"},
+	{"**/.devcontainer/**", "an editor runs what it names"},
+	{".devcontainer.json", "an editor runs what it names"},
+	{"**/.claude/**", "an agent runs what it names"},
+	{"**/.cursor/**", "an agent runs what it names"},
+	{".mcp.json", "an agent runs what it names"},
+	{"**/.husky/**", "git runs it"},
+	{".pre-commit-config.yaml", "git runs what it names"},
+	{"**/.cargo/config", "cargo runs what it names"},
+	{"**/.cargo/config.toml", "cargo runs what it names"},
+	{".npmrc", "npm runs what it names"},
+	{".yarnrc", "yarn runs what it names"},
+	{".yarnrc.yml", "yarn runs what it names"},
+	{"**/.ssh/**", "ssh believes it"},
+	{".profile", "a shell runs it"},
+	{".bash*", "a shell runs it"},
+	{".zsh*", "a shell runs it"},
+}
+
+// danger says why a file should not get to the host unseen.
+func (o *Overlay) danger(path string, a Attr) string {
+	switch a.Mode & syscall.S_IFMT {
+	case syscall.S_IFDIR:
+		return ""
+	case syscall.S_IFLNK:
+		target, err := o.Readlink(path)
+		if err != nil {
+			return err.Error()
+		}
+		if leadsOut(path, target) {
+			return "it may lead out of the folder"
+		}
+	case syscall.S_IFREG:
+	default:
+		return "it is no regular file"
+	}
+	for _, d := range dangers {
+		p, err := parsePatterns([]string{d.pattern})
+		if err != nil || p.match(path, func() bool { return false }) {
+			return d.why
+		}
+	}
+	dir, name := splitPath(path)
+	if fold(name) == fold(".git") {
+		return "git follows it to another repository"
+	}
+	// A folder that looks like a repository is one to git, whatever its name is.
+	if fold(name) == fold("config") {
+		if _, err := o.Stat(joinPath(dir, "HEAD")); err == nil {
+			return "git runs what it names"
+		}
+	}
+	if a.Mode&syscall.S_IFMT == syscall.S_IFREG && a.Mode&0o111 != 0 {
+		return "it is executable"
+	}
+	return ""
+}
+
+// leadsOut tells whether a link at a path may lead out of the tree. One that goes up
+// again after going down does: what it went down through may be a link.
+func leadsOut(path, target string) bool {
+	if strings.HasPrefix(target, "/") {
+		return true
+	}
+	ups, down := 0, false
+	for name := range strings.SplitSeq(target, "/") {
+		switch name {
+		case "", ".":
+		case "..":
+			if ups++; down {
+				return true
+			}
+		default:
+			down = true
+		}
+	}
+	return ups > strings.Count(path, "/")
+}
