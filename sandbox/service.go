@@ -28,7 +28,8 @@ const (
 	methodRules    = "rules"    // ruleChange → Rules
 	methodSecret   = "secret"   // secretChange
 
-	methodSave = "save" // saveParams → sentSaved, and files
+	methodSave    = "save"    // saveParams → sentSaved, and files
+	methodOverlay = "overlay" // overlayCall → nothing, and a file: an overlayAnswer, or a patch
 
 	// These go on as streams.
 	methodDial   = "dial"   // dialParams: a control.Conn to a port of the guest
@@ -155,10 +156,11 @@ func (s *supervisor) serve() error {
 			},
 		},
 		Streams: map[string]control.Method{
-			methodDial:   s.serveDial,
-			methodSave:   s.serveSave,
-			methodAttach: s.serveAttach,
-			methodLogs:   s.serveLogs,
+			methodDial:    s.serveDial,
+			methodSave:    s.serveSave,
+			methodOverlay: s.serveOverlay,
+			methodAttach:  s.serveAttach,
+			methodLogs:    s.serveLogs,
 		},
 	}, codeOf)
 	if err != nil {

@@ -35,8 +35,10 @@ type files struct {
 // tree is one of them.
 type tree struct {
 	savedPlace
-	memory *workspace.Memory // nil: it is not in memory
-	dir    string            // of an overlay, in the sandbox's folder; empty: it is none
+	source  string             // the path on the host; empty: there is none
+	memory  *workspace.Memory  // nil: it is not in memory
+	overlay *workspace.Overlay // nil: it is none
+	dir     string             // of the overlay, in the sandbox's folder
 }
 
 // savedPlace is where a tree is in the guest, and what it is. It stays as it is in what
@@ -139,6 +141,7 @@ func (s *supervisor) openTree(t *tree, i int, from *bundle) (workspace.FS, error
 		return workspace.NewMissing(), nil // of a snapshot that came from elsewhere
 	}
 	m := s.config.Mounts[at]
+	t.source = m.Source
 	owner := workspace.Owner{UID: workspace.AnyOwner, GID: workspace.AnyOwner}
 	if m.UID != nil {
 		owner.UID = *m.UID
@@ -212,7 +215,9 @@ func (s *supervisor) openOverlay(t *tree, i int, from *bundle, lower workspace.F
 			return nil, err
 		}
 	}
-	return workspace.OpenOverlay(lower, t.dir, workspace.OverlayOptions{Quota: quota})
+	var err error
+	t.overlay, err = workspace.OpenOverlay(lower, t.dir, workspace.OverlayOptions{Quota: quota})
+	return t.overlay, err
 }
 
 // mounts are where in the guest they are.
@@ -250,7 +255,7 @@ func (f *files) save(to *os.File) error {
 		switch {
 		case t.memory != nil:
 			err = b.addFrom(name+".memory", t.memory.Export)
-		case t.dir != "":
+		case t.overlay != nil:
 			err = addOverlay(b, name, t.dir)
 		}
 		if err != nil {

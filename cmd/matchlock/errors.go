@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/matchlock/matchlock/internal/image"
+	"github.com/matchlock/matchlock/sandbox"
 )
 
 // Exit statuses that are ours. The rest is the command's.
@@ -135,6 +136,9 @@ func hintOf(err error) string {
 			hint += fmt.Sprintf("; did you mean %q?", missing.Near[0])
 		}
 		return hint
+	}
+	if _, refused := errors.AsType[*sandbox.RefusedError](err); refused {
+		return "`matchlock workspace diff` shows them; --unsafe takes what is a danger, --force what is in conflict"
 	}
 	switch {
 	case errors.Is(err, image.ErrDenied):

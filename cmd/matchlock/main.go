@@ -134,7 +134,7 @@ use instead of those that are found.`,
 		a.runCommand(), a.psCommand("ps"), a.execCommand(), a.shellCommand(), a.attachCommand(), a.logsCommand(), a.cpCommand(),
 		a.inspectCommand(), a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.snapshotCommand(), a.waitCommand(), a.killCommand(), a.stopCommand(), a.startCommand(), a.restartCommand(),
 		a.renameCommand(), a.removeCommand(), a.pruneCommand(), a.gcCommand(),
-		a.pullCommand(), a.imageCommand(), a.warmCommand(), a.cacheCommand(), a.volumeCommand(),
+		a.pullCommand(), a.imageCommand(), a.warmCommand(), a.cacheCommand(), a.volumeCommand(), a.workspaceCommand(),
 		a.eventsCommand(), a.allowListCommand(), a.policyCommand(), a.secretCommand(), a.portCommand(), a.portForwardCommand(),
 		a.diagnoseCommand(), a.versionCommand(), a.completionCommand(), a.guestCommand(), a.supervisorCommand(),
 	)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,8 @@ type runFlags struct {
 	stdioFlags
 	networkFlags
 	accel        string
-	snapshot     string // empty: an image
+	workspace    api.Mount // without a source: none
+	snapshot     string    // empty: an image
 	cold, timing bool
 }
 
@@ -97,6 +99,7 @@ the one that runs in it, or COMMAND beside what runs.`,
 	group(cmd, "Files", func(fs *pflag.FlagSet) {
 		fs.VarP(&value[api.Mount]{set: func(m api.Mount) { c.Mounts = append(c.Mounts, m) }, parse: fromText[api.Mount]},
 			"volume", "v", "mount a folder or file of the host, or a volume, `HOST:PATH[:rw|ro|overlay]`; :PATH:memory an empty folder in memory")
+		parsed(fs, "workspace", "", "have the folder `DIR[:rw|ro|overlay]` at /workspace, as an overlay unless it is said, and work there", &f.workspace, parseWorkspace)
 		fs.BoolVar(&c.Coherent, "coherent", false, "see what others change in the host's folders at once, not within a second")
 		list(fs, "disk", "attach an ext4 image, `FILE:PATH[:ro]`", &c.Disks, fromText[api.Disk])
 		list(fs, "tmpfs", "mount a file system in memory, `PATH[:SIZE]`", &c.Tmpfs, fromText[api.Tmpfs])
@@ -223,6 +226,10 @@ func (f *runFlags) finish(flags *pflag.FlagSet) error {
 		if err := f.addSSHAgent(os.Getenv("SSH_AUTH_SOCK")); err != nil {
 			return err
 		}
+	}
+	if f.workspace.Source != "" {
+		f.config.Mounts = append(f.config.Mounts, f.workspace)
+		f.config.WorkDir = cmp.Or(f.config.WorkDir, workspacePlace)
 	}
 	f.config.Labels = pairs(f.labels)
 	if flags.Changed("entrypoint") {
