@@ -2,7 +2,6 @@ package api
 
 import (
 	"fmt"
-	"path"
 	"strconv"
 	"strings"
 )
@@ -80,7 +79,7 @@ func (m *Mount) validate(v *faults) {
 		v.add("%s: more than %d patterns", what, maxPatterns)
 	}
 	for _, pattern := range append(append([]string{}, m.Hide...), m.Protect...) {
-		if _, err := path.Match(pattern, ""); err != nil || strings.Trim(pattern, "/") == "" || len(pattern) > 1024 || strings.ContainsAny(pattern, ",\x00") || strings.HasPrefix(pattern, "!") {
+		if !isPattern(pattern) || strings.Contains(pattern, ",") {
 			v.add("%s: %q is no pattern", what, pattern)
 		}
 	}
