@@ -1,6 +1,9 @@
 package workspace_test
 
 import (
+	"context"
+	"maps"
+	"slices"
 	"testing"
 
 	"github.com/matchlock/matchlock/internal/workspace"
@@ -36,6 +39,15 @@ func TestTrees(t *testing.T) {
 		"Quota":   host(workspace.HostOptions{Quota: 64 << 20, Files: 10_000}),
 		"Memory":  memory,
 		"Overlay": overlay,
+		"Hooks": func(t *testing.T) workspace.FS {
+			fs, err := workspace.NewHooks(overlay(t), workspace.HookOptions{
+				Hooks: []workspace.Hook{{Before: func(context.Context, *workspace.Op) error { return nil }}},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return fs
+		},
 		"Filter": func(t *testing.T) workspace.FS {
 			fs, err := workspace.NewFilter(memory(t), []string{"secret"}, []string{"fixed", "/fixed2/y"})
 			if err != nil {
@@ -63,6 +75,16 @@ func TestRouterTrees(t *testing.T) {
 				t.Fatal(err)
 			}
 			behaviour(t, below{router, "1"})
+		})
+	}
+}
+
+// TestAll holds the list for mounted folders to folders of the host.
+func TestAll(t *testing.T) {
+	for _, name := range slices.Sorted(maps.Keys(workspacetest.All)) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			workspacetest.All[name](t, t.TempDir())
 		})
 	}
 }
