@@ -57,6 +57,7 @@ type Confinement struct {
 // GuestMount is where in the guest something of the host's files is mounted.
 type GuestMount struct {
 	Path     string // absolute, made when missing
+	Root     bool   // all that the service offers, not one of its names
 	File     bool   // else a folder
 	ReadOnly bool   // which the host holds to as well
 }

@@ -52,6 +52,12 @@ type Config struct {
 	// Coherent has what others change in the host's folders be seen at once, not
 	// within a second. It costs a question for each look.
 	Coherent bool `json:"coherent,omitempty"`
+	// FileRules allow and deny what the guest does with the files of its mounts; paths
+	// are those in the mount.
+	FileRules []FileRule `json:"file_rules,omitempty"`
+	// FileEvents has what the guest changes in its mounts be among its events. What is
+	// denied always is.
+	FileEvents bool `json:"file_events,omitempty"`
 	// Sockets are unix sockets of the host that the guest reaches, at most MaxSockets.
 	Sockets []Socket `json:"sockets,omitempty"`
 	// Disks are disk images of the host, attached and mounted.
@@ -253,6 +259,14 @@ func (c *Config) validateMounts(v *faults) {
 	for _, m := range c.Mounts {
 		mount(fmt.Sprintf("mount %q", m.Source), m.Target)
 		m.validate(v)
+	}
+	if len(c.FileRules) > maxPatterns {
+		v.add("rules for files: %d, at most %d can be", len(c.FileRules), maxPatterns)
+	}
+	for _, r := range c.FileRules {
+		if err := r.Validate(); err != nil {
+			v.add("%w", err)
+		}
 	}
 	for _, s := range c.Sockets {
 		if s.Host == "" || strings.ContainsRune(s.Host, 0) {

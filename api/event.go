@@ -3,11 +3,12 @@ package api
 import (
 	"net"
 	"strconv"
+	"strings"
 	"time"
 )
 
-// Event tells what the guest did, or tried, on its network: one for each name it
-// asked for, each flow, and each request that was looked into. A connection through
+// Event tells what the guest did, or tried: on its network, one for each name it asked
+// for, each flow, and each request that was looked into; and with files of the host. A connection through
 // one of Config.Sockets is a flow, too.
 type Event struct {
 	Time time.Time `json:"time"` // when it began
@@ -40,18 +41,26 @@ type Event struct {
 	Millis   float64 `json:"millis,omitempty"`   // from beginning to end
 
 	Method string `json:"method,omitempty"`
-	Path   string `json:"path,omitempty"` // without the query, as the guest wrote it
+	Path   string `json:"path,omitempty"` // without the query, as the guest wrote it; of EventFile, the file's in the guest
 	Status int    `json:"status,omitempty"`
 	// Secrets are the names of those that were put in.
 	Secrets []string `json:"secrets,omitempty"`
+
+	// Op is what was done with a file, and NewPath its other path, of FileRename and
+	// FileLink; of EventFile alone.
+	Op      FileOp `json:"op,omitempty"`
+	NewPath string `json:"new_path,omitempty"`
 
 	// Lost is the number of events that there was no room for; of EventLost alone.
 	Lost int64 `json:"lost,omitempty"`
 }
 
 // Target is what the guest wanted: the name, or else the address, and the port if there
-// is one. Empty: the event is about neither.
+// is one; of a file, what was to be done and its paths. Empty: the event is about none.
 func (e Event) Target() string {
+	if e.Kind == EventFile {
+		return strings.TrimSpace(string(e.Op) + " " + e.Path + " " + e.NewPath)
+	}
 	what := e.Name
 	if what == "" {
 		what = e.Address
@@ -76,6 +85,7 @@ const (
 	EventFrame   EventKind = "frame"   // something on the wire that does not belong there
 	EventLost    EventKind = "lost"    // events that are missing here
 	EventPolicy  EventKind = "policy"  // rules or secrets were changed
+	EventFile    EventKind = "file"    // of a mount
 
 	Allowed Verdict = "allowed"
 	Denied  Verdict = "denied"

@@ -22,7 +22,7 @@ const (
 	eventStream = "event"
 )
 
-// eventLog writes down what the guest did on its network. Those who tell it never
+// eventLog writes down what the guest did. Those who tell it never
 // wait: what there is no room for is counted.
 type eventLog struct {
 	log   *logs.Writer
@@ -57,7 +57,7 @@ func openEvents(path string, onError func(error), deny func([]api.Event)) (*even
 
 // openEvents is the supervisor's. A sandbox that reaches nothing has no events.
 func (s *supervisor) openEvents() (err error) {
-	if s.config.Network.None && len(s.config.Sockets) == 0 {
+	if s.config.Network.None && len(s.config.Sockets) == 0 && !s.config.FileEvents && len(s.config.FileRules) == 0 && len(s.options.FileHooks) == 0 {
 		return nil
 	}
 	s.events, err = openEvents(s.dir.Path(eventsName), func(err error) { s.log.Warn("events are not logged", "error", err) }, s.tellDenied)
@@ -72,7 +72,7 @@ func (l *eventLog) add(e api.Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
-	e.Path = e.Path[:min(len(e.Path), maxEventPath)] // one record of the log has them all
+	e.Path, e.NewPath = e.Path[:min(len(e.Path), maxEventPath)], e.NewPath[:min(len(e.NewPath), maxEventPath)] // one record of the log has them all
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -113,7 +113,7 @@ func (l *eventLog) write() {
 				continue // of strings and numbers: it does not happen
 			}
 			out.Write(append(line, '\n')) // OnError tells of a full disk
-			if e.Verdict == api.Denied && e.Kind != api.EventFrame {
+			if e.Verdict == api.Denied && e.Kind != api.EventFrame && e.Kind != api.EventFile {
 				if last = append(last, e); len(last) > lastDenials {
 					last = last[1:]
 				}

@@ -83,6 +83,10 @@ type Options struct {
 	// stand, after those of the configuration.
 	Hooks []Hook
 
+	// FileHooks judge, and may change, what the guest does with the files of its mounts,
+	// in the order in which they stand, after the configuration's rules.
+	FileHooks []FileHook
+
 	// Logger takes what a person may want to know later; nil: warnings go to the
 	// sandbox's log.
 	Logger *slog.Logger

@@ -185,10 +185,49 @@ func (s *supervisor) openTree(t *tree, i int, from *bundle) (workspace.FS, error
 		}
 	}
 	filtered, err := workspace.NewFilter(offered, m.Hide, m.Protect)
-	if err != nil {
-		return nil, errors.Join(err, offered.Close())
+	if err == nil {
+		offered = filtered
+		var judged workspace.FS
+		if judged, err = s.judge(t.Target, offered); err == nil {
+			return judged, nil
+		}
 	}
-	return filtered, nil
+	return nil, errors.Join(err, offered.Close())
+}
+
+// FileHook judges what the guest does with files of one mount, or is told of it.
+type FileHook struct {
+	Mount string // where the mount is in the guest; empty: all mounts
+	workspace.Hook
+}
+
+// FileOp is an operation on a file, as a FileHook sees it. Paths are those in the mount.
+type FileOp = workspace.Op
+
+// judge has what is done with a tree be judged, and told, where that is asked for.
+func (s *supervisor) judge(target string, offered workspace.FS) (workspace.FS, error) {
+	o := workspace.HookOptions{Rules: s.config.FileRules}
+	for _, h := range s.options.FileHooks {
+		if h.Mount == "" || path.Clean(h.Mount) == target {
+			o.Hooks = append(o.Hooks, h.Hook)
+		}
+	}
+	if len(o.Rules)+len(o.Hooks) == 0 && !s.config.FileEvents {
+		return offered, nil
+	}
+	if s.events != nil { // else it does not run: somebody looks at its overlay
+		o.Events = func(e api.FileEvent) {
+			if e.Verdict != api.Denied && !s.config.FileEvents {
+				return
+			}
+			event := api.Event{Time: e.Time, Kind: api.EventFile, Op: e.Op, Path: path.Join(target, e.Path), Verdict: e.Verdict, Rule: e.Rule, Reason: e.Reason}
+			if e.NewPath != "" {
+				event.NewPath = path.Join(target, e.NewPath)
+			}
+			s.events.add(event)
+		}
+	}
+	return workspace.NewHooks(offered, o)
 }
 
 // openOverlay lays what the guest changes over a tree. It is in the sandbox's folder,

@@ -91,8 +91,10 @@ type VMConfig struct {
 	GuestIP    string
 	SubnetCIDR string
 
-	// Workspace is the absolute guest path at which the workspace is mounted;
-	// empty: none.
+	// Workspace is the absolute guest path at which the files are mounted that the
+	// caller serves; empty: none. It dials port 3 by VsockDialer after Start, once, and
+	// then calls Booter.Boot: every Exec before is an error. On the stream are the
+	// messages of the guest's FUSE, see package internal/fuse.
 	Workspace string
 
 	// UseInterception says that the link ends in the intercepting stack, whose CA

@@ -196,10 +196,11 @@ func (a *app) eventsCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "events [FLAGS] SANDBOX",
-		Short: "Show what a sandbox did, or tried, on its network",
+		Short: "Show what a sandbox did, or tried, on its network and with files of the host",
 		Long: `Show what a sandbox did, or tried, on its network: the names that it asked for, its
 connections, and the requests within those that were looked into. What was refused says
-why, and which flag would have allowed it.`,
+why, and which flag would have allowed it. What it did with files of the host is there if
+that was refused, and with "matchlock run --file-events" if it changed them.`,
 		Args:              positional("SANDBOX"),
 		ValidArgsFunction: a.completeSandboxes(1, anyStatus),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -100,6 +100,8 @@ the one that runs in it, or COMMAND beside what runs.`,
 		fs.VarP(&value[api.Mount]{set: func(m api.Mount) { c.Mounts = append(c.Mounts, m) }, parse: fromText[api.Mount]},
 			"volume", "v", "mount a folder or file of the host, or a volume, `HOST:PATH[:rw|ro|overlay]`; :PATH:memory an empty folder in memory")
 		parsed(fs, "workspace", "", "have the folder `DIR[:rw|ro|overlay]` at /workspace, as an overlay unless it is said, and work there", &f.workspace, parseWorkspace)
+		list(fs, "file-rule", "allow or deny what is done with files of mounts, `ACTION:OPS:PATTERN`, like deny:write,create:*.lock", &c.FileRules, fromText[api.FileRule])
+		fs.BoolVar(&c.FileEvents, "file-events", false, "show what is changed in mounts among the events")
 		fs.BoolVar(&c.Coherent, "coherent", false, "see what others change in the host's folders at once, not within a second")
 		list(fs, "disk", "attach an ext4 image, `FILE:PATH[:ro]`", &c.Disks, fromText[api.Disk])
 		list(fs, "tmpfs", "mount a file system in memory, `PATH[:SIZE]`", &c.Tmpfs, fromText[api.Tmpfs])

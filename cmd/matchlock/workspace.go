@@ -65,7 +65,7 @@ follow it elsewhere, or the host has changed the file too.`,
 		Example: `  matchlock workspace diff web
   matchlock workspace diff --patch web | less`,
 		Args:              positional("SANDBOX"),
-		ValidArgsFunction: a.completeSandboxes(1, nil),
+		ValidArgsFunction: a.completeSandboxes(1, anyStatus),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			overlay := a.options().Overlay(args[0], target)
 			if asPatch {
@@ -119,7 +119,7 @@ If a program of the host could run what a change makes, or follow it elsewhere (
 .envrc, a link that leads out of the folder), or if the host has changed the same file, nothing
 is applied: see "matchlock workspace diff".`,
 		Args:              positional("SANDBOX"),
-		ValidArgsFunction: a.completeSandboxes(1, nil),
+		ValidArgsFunction: a.completeSandboxes(1, anyStatus),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			done, err := a.options().Overlay(args[0], target).Apply(cmd.Context(), o)
 			return errors.Join(err, printChanges(cmd.OutOrStdout(), asJSON, done))
@@ -139,7 +139,7 @@ func (a *app) workspaceDiscardCommand() *cobra.Command {
 		Short:             "Forget what it changed",
 		Long:              "Forget what the sandbox changed: it has the host's files again.",
 		Args:              positional("SANDBOX"),
-		ValidArgsFunction: a.completeSandboxes(1, nil),
+		ValidArgsFunction: a.completeSandboxes(1, anyStatus),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := a.options().Overlay(args[0], target).Discard(cmd.Context()); err != nil {
 				return err

@@ -145,6 +145,7 @@ func encodeBoot(e *wire.Encoder, b *api.BootData) {
 	e.Uvarint(uint64(len(b.Mounts)))
 	for _, m := range b.Mounts {
 		e.String(m.Path)
+		e.Bool(m.Root)
 		e.Bool(m.File)
 		e.Bool(m.ReadOnly)
 	}
@@ -171,7 +172,7 @@ func decodeBoot(d *wire.Decoder) *api.BootData {
 	b.Confinement.CapDrop = d.Strings(maxList)
 	b.Confinement.AllowSetuid = d.Bool()
 	for range d.Count(maxList) {
-		b.Mounts = append(b.Mounts, api.GuestMount{Path: d.String(maxPath), File: d.Bool(), ReadOnly: d.Bool()})
+		b.Mounts = append(b.Mounts, api.GuestMount{Path: d.String(maxPath), Root: d.Bool(), File: d.Bool(), ReadOnly: d.Bool()})
 	}
 	b.User = d.String(maxName)
 	b.ReadOnlyRoot = d.Bool()

@@ -73,7 +73,11 @@ func (g *guest) mountFiles(b *api.BootData) error {
 	})
 	trees := make([]int, len(b.Mounts))
 	for i, m := range b.Mounts {
-		tree, err := unix.OpenTree(unix.AT_FDCWD, filepath.Join(hostPlace, strconv.Itoa(i)), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		name := strconv.Itoa(i)
+		if m.Root {
+			name = ""
+		}
+		tree, err := unix.OpenTree(unix.AT_FDCWD, filepath.Join(hostPlace, name), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 		if err != nil {
 			return fmt.Errorf("files for %s: %w", m.Path, err)
 		}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -218,16 +219,21 @@ func (c *Config) checkNetwork() error {
 
 func (c *Config) checkPaths() error {
 	var errs []error
-	for name, path := range map[string]string{
+	for name, text := range map[string]string{
 		"KernelPath": c.KernelPath, "RootfsPath": c.RootfsPath, "PrebuiltRootfs": c.PrebuiltRootfs, "OverlayUpperPath": c.OverlayUpperPath,
 		"VsockPath": c.VsockPath, "SocketPath": c.SocketPath, "LogPath": c.LogPath,
 	} {
-		if strings.ContainsRune(path, 0) {
-			errs = append(errs, fmt.Errorf("%s %q: NUL in a path", name, path))
+		if strings.ContainsRune(text, 0) {
+			errs = append(errs, fmt.Errorf("%s %q: NUL in a path", name, text))
 		}
 	}
 	if c.Workspace != "" {
-		errs = append(errs, fmt.Errorf("field Workspace: %w in this version", errors.ErrUnsupported))
+		if !path.IsAbs(c.Workspace) || path.Clean(c.Workspace) == "/" || strings.ContainsRune(c.Workspace, 0) {
+			errs = append(errs, fmt.Errorf("Workspace %q: want an absolute path below /", c.Workspace))
+		}
+		if c.Boot != nil {
+			errs = append(errs, errors.New("Boot: has no place beside Workspace, which must be served before it"))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -1,7 +1,6 @@
 package machine
 
 import (
-	"errors"
 	"math"
 	"net/netip"
 	"runtime"
@@ -100,7 +99,9 @@ func TestResolveRefuses(t *testing.T) {
 		"two disks at one place": {func(c *vm.VMConfig) {
 			c.ExtraDisks = []vm.DiskConfig{{HostPath: "/d", GuestMount: "/x"}, {HostPath: "/e", GuestMount: "/x/"}}
 		}, "is that of"},
-		"workspace": {func(c *vm.VMConfig) { c.Workspace = "/w" }, "unsupported"},
+		"relative workspace":    {func(c *vm.VMConfig) { c.Workspace = "w" }, "absolute"},
+		"workspace at the root": {func(c *vm.VMConfig) { c.Workspace = "/w/.." }, "absolute path below /"},
+		"workspace and Boot":    {func(c *vm.VMConfig) { c.Workspace, c.Boot = "/w", &api.BootData{} }, "no place beside Workspace"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -112,9 +113,6 @@ func TestResolveRefuses(t *testing.T) {
 	}
 	if _, err := Resolve(nil); err == nil {
 		t.Error("no config at all is accepted")
-	}
-	if _, err := Resolve(overlay(func(c *vm.VMConfig) { c.Workspace = "/w" })); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("workspace: %v, want ErrUnsupported", err)
 	}
 }
 

@@ -421,9 +421,9 @@ func (m *Machine) beginExec(ctx context.Context) error {
 		return errors.New("exec: the machine goes on from a snapshot, and Boot comes first")
 	}
 	m.mu.Lock()
-	if m.config.UseInterception && !m.booted {
+	if !m.booted && (m.config.UseInterception || m.config.Workspace != "") {
 		m.mu.Unlock()
-		return errors.New("exec: the link is intercepted, and Boot, which brings the CA, comes first")
+		return errors.New("exec: Boot, which brings the CA and the workspace, comes first")
 	}
 	m.executed = true
 	m.mu.Unlock()
@@ -473,6 +473,11 @@ func (m *Machine) Explain(ctx context.Context, err error) error {
 func (m *Machine) Boot(ctx context.Context, data *api.BootData) error {
 	if err := checkBootData(data); err != nil {
 		return err
+	}
+	if m.config.Workspace != "" {
+		whole := *data
+		whole.Mounts = append(slices.Clone(data.Mounts), api.GuestMount{Path: m.config.Workspace, Root: true})
+		data = &whole
 	}
 	return tell(ctx, m, func(ctx context.Context) error {
 		if err := m.beginBoot(); err != nil {

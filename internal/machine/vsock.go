@@ -30,12 +30,16 @@ const firstUserPort = 1024
 
 // DialVsock implements vm.VsockDialer.
 func (m *Machine) DialVsock(port uint32) (net.Conn, error) {
-	if port < firstUserPort {
-		return nil, reservedPort(port)
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
 	defer cancel()
-	conn, err := m.Dial(ctx, port)
+	dial := m.Dial
+	switch {
+	case port == wire.PortFiles && m.config.Workspace != "":
+		dial = m.hv.DialVsock
+	case port < firstUserPort:
+		return nil, reservedPort(port)
+	}
+	conn, err := dial(ctx, port)
 	if err != nil {
 		return nil, fmt.Errorf("vsock port %d: %w", port, err)
 	}
