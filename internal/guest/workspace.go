@@ -37,6 +37,13 @@ func (f *files) prepare() (err error) {
 	if f.port, err = waitForPort(wire.FilesPortName); err != nil {
 		return err
 	}
+	// It may have been loaded with what a link needs, or be built in.
+	module, _ := filepath.Glob("/modules/later/*fuse.ko")
+	for _, path := range module {
+		if err := loadModule(path); err != nil {
+			return fmt.Errorf("module %s: %w", filepath.Base(path), err)
+		}
+	}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		return err
