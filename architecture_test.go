@@ -24,7 +24,7 @@ const module = "github.com/matchlock/matchlock"
 var arrows = map[string]struct{ ours, outside string }{
 	"api":     {},
 	"vm":      {ours: "api"},
-	"sandbox": {ours: "api vm internal/agent internal/boot internal/control internal/disk internal/hostfs internal/image internal/intercept internal/logs internal/names internal/netstack internal/policy internal/qemu internal/saved internal/secret internal/state internal/wire internal/fuse internal/machine internal/workspace"},
+	"sandbox": {ours: "api vm internal/agent internal/boot internal/control internal/disk internal/fuse internal/hostfs internal/image internal/intercept internal/logs internal/machine internal/names internal/netstack internal/policy internal/qemu internal/saved internal/secret internal/state internal/wire internal/workspace"},
 
 	"cmd/matchlock":       {ours: "api sandbox vm internal/image internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term"},
 	"cmd/matchlock-guest": {ours: "internal/guest"},
@@ -46,6 +46,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/control":  {ours: "internal/hostfs internal/logs internal/wire"},
 	"internal/secret":   {},
 
+	"internal/fuse":                    {ours: "internal/workspace", outside: "golang.org/x/sys"},
 	"internal/workspace":               {ours: "api internal/disk internal/hostfs", outside: "golang.org/x/sys"},
 	"internal/workspace/workspacetest": {ours: "internal/workspace", outside: "golang.org/x/sys"},
 
