@@ -222,10 +222,13 @@ func syncDisks(disks []wire.Disk) {
 		if d.ReadOnly {
 			continue
 		}
-		if f, err := os.OpenFile(d.Mount, os.O_RDONLY|unix.O_DIRECTORY, 0); err == nil {
-			_ = unix.Syncfs(int(f.Fd()))
-			f.Close()
+		f, err := os.OpenFile(d.Mount, os.O_RDONLY|unix.O_DIRECTORY, 0)
+		if err != nil {
+			unix.Sync() // it may be mounted below files of the host that are gone
+			return
 		}
+		_ = unix.Syncfs(int(f.Fd()))
+		f.Close()
 	}
 }
 
@@ -237,23 +240,4 @@ func unmountDisks(disks []wire.Disk) {
 			unix.Mount("", d.Mount, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
 		}
 	}
-}
-
-// mountTmpfs mounts file systems in memory, and sizes /dev/shm.
-func mountTmpfs(mounts []api.Tmpfs, shmSize int64) error {
-	if shmSize > 0 {
-		if err := unix.Mount("tmpfs", shmDir, "tmpfs", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=%d", shmSize)); err != nil {
-			return fmt.Errorf("%s: %w", shmDir, err)
-		}
-	}
-	for _, m := range mounts {
-		data := "mode=1777"
-		if m.Size > 0 {
-			data += fmt.Sprintf(",size=%d", m.Size)
-		}
-		if err := (mount{"tmpfs", m.Path, "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, data}).do(); err != nil {
-			return err
-		}
-	}
-	return nil
 }

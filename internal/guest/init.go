@@ -350,10 +350,10 @@ func (g *guest) Boot(b *api.BootData) error {
 		g.server.AddEnv(b.Env)
 		return g.thaw()
 	}
-	if err := g.mountFiles(b); err != nil {
+	if err := sizeShm(b.ShmSize); err != nil {
 		return err
 	}
-	if err := mountTmpfs(b.Tmpfs, b.ShmSize); err != nil {
+	if err := g.mountAdded(b); err != nil {
 		return err
 	}
 	if err := g.server.Listen(b.Sockets); err != nil {

@@ -8,9 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -62,49 +60,39 @@ func (f *files) prepare() (err error) {
 // fileMemory is the least memory of a guest that spares 4 MiB for its files.
 const fileMemory = 200 << 20
 
-// mountFiles mounts what the host offers.
-func (g *guest) mountFiles(b *api.BootData) error {
+// hostFiles are the files that the host offers, to be mounted.
+func (g *guest) hostFiles(b *api.BootData) (mounts []mounting, err error) {
 	if len(b.Mounts) == 0 {
-		return nil
+		return nil, nil
 	}
 	if err := g.mountHost(b.User); err != nil {
-		return fmt.Errorf("files of the host: %w", err)
+		return nil, fmt.Errorf("files of the host: %w", err)
 	}
-	// What lies below another one comes after it.
-	order := make([]int, len(b.Mounts))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortStableFunc(order, func(i, j int) int {
-		return strings.Compare(filepath.Clean(b.Mounts[i].Path), filepath.Clean(b.Mounts[j].Path))
-	})
-	trees := make([]int, len(b.Mounts))
 	for i, m := range b.Mounts {
 		name := strconv.Itoa(i)
 		if m.Root {
 			name = ""
 		}
-		tree, err := unix.OpenTree(unix.AT_FDCWD, filepath.Join(hostPlace, name), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		tree, err := openTree(filepath.Join(hostPlace, name))
 		if err != nil {
-			return fmt.Errorf("files for %s: %w", m.Path, err)
+			return nil, fmt.Errorf("files for %s: %w", m.Path, err)
 		}
-		defer unix.Close(tree)
-		trees[i] = tree
+		mounts = append(mounts, mounting{m.Path, func() error {
+			if err := narrow(tree, m.ReadOnly); err != nil {
+				return fmt.Errorf("files for %s: %w", m.Path, err)
+			}
+			if err := place(tree, m.Path, m.File); err != nil {
+				return fmt.Errorf("files for %s: %w", m.Path, err)
+			}
+			return nil
+		}})
 	}
 	root, err := unix.Open(hostPlace, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	g.files.root = root
-	if err := unix.Unmount(hostPlace, unix.MNT_DETACH); err != nil {
-		return err
-	}
-	for _, i := range order {
-		if err := place(trees[i], b.Mounts[i]); err != nil {
-			return fmt.Errorf("files for %s: %w", b.Mounts[i].Path, err)
-		}
-	}
-	return nil
+	return mounts, unix.Unmount(hostPlace, unix.MNT_DETACH)
 }
 
 // settle returns when nothing is under way that was asked of the host, if user code
@@ -177,21 +165,11 @@ func (f *files) start(device, port int) error {
 	return nil
 }
 
-// place mounts a tree where it is to be.
-func place(tree int, m api.GuestMount) error {
+// narrow has devices and set-id bits in a tree count for nothing.
+func narrow(tree int, readOnly bool) error {
 	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
-	if m.ReadOnly {
+	if readOnly {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr); err != nil {
-		return err
-	}
-	make := func(path string) error { return os.MkdirAll(path, 0o755) }
-	if m.File {
-		make = makePlace
-	}
-	if err := make(m.Path); err != nil {
-		return err
-	}
-	return unix.MoveMount(tree, "", unix.AT_FDCWD, m.Path, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
+	return unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr)
 }
