@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,8 @@ import (
 type starter struct {
 	cgroup *os.File // commands start in it
 	limits []limit
+
+	unshielded []*process // of ours
 
 	forks chan func() // run by the restrained thread
 	gate  sync.Mutex  // held by a start, and while none may be: see hold
@@ -110,10 +113,12 @@ func (s *starter) Start(path string, argv []string, attr *agent.ProcAttr) (agent
 	defer s.letGo()
 	if ready := s.takeStandby(attr.Files); ready != nil {
 		if len(s.limits) == 0 && ready.waits() {
+			defer s.shield(ready.pid)
 			return s.runStandby(ready, path, argv, attr)
 		}
 		ready.end()
 	}
+	s.shield(0)
 	files := make([]uintptr, len(attr.Files))
 	for i, f := range attr.Files {
 		files[i] = f.Fd()
@@ -153,6 +158,42 @@ func (s *starter) add(pid int) *process {
 	s.processes[pid] = p
 	s.someChild.Signal()
 	return p
+}
+
+// startChild starts a process of ours, which runs no program.
+func (s *starter) startChild(c *child, stack []byte, files [3]int) (*process, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pid, err := c.start(stack, files, nil)
+	if err != nil {
+		return nil, err
+	}
+	p := s.add(pid)
+	s.unshielded = append(s.unshielded, p)
+	return p, nil
+}
+
+// shield has the kernel take the memory of others when it has none left. That holds for
+// all who share a process's memory but PID 1, as the standby has done: first is what has
+// been one, 0 if there is none. It gets its own memory a moment after it has told so,
+// and until then what one of them is given the others have too.
+//
+// What cannot be shielded goes on without.
+func (s *starter) shield(first int) {
+	score := func(pid int) string { return fmt.Sprintf("/proc/%d/oom_score_adj", pid) }
+	for _, p := range s.unshielded {
+		for range 100 {
+			_ = os.WriteFile(score(p.pid), []byte("-1000"), 0)
+			_ = os.WriteFile(score(first), []byte("0"), 0)
+			if now, err := os.ReadFile(score(p.pid)); err != nil || string(now) == "-1000\n" {
+				break
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+	}
+	s.unshielded = nil
 }
 
 // runStandby is Start with a process that waits for it.

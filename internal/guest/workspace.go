@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -142,25 +141,27 @@ func (g *guest) mountHost(user string) error {
 	if err := g.files.relay.Hello(fds[1], owner); err != nil {
 		return err
 	}
-	return g.files.start(fds[0], fds[1])
+	return g.files.start(g.starter, fds[0], fds[1])
 }
 
-// start starts the loops.
-func (f *files) start(device, port int) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+// start starts the loops. When one has ended the other one does: then no file can be
+// reached, and nobody waits for an answer for ever.
+func (f *files) start(s *starter, device, port int) error {
+	var loops [2]*process
 	for i := range f.loops {
 		loop := &f.loops[i]
 		loop.relay, loop.answers = f.relay, i == 1
 		f.stacks[i] = make([]byte, childStack)
-		pid, err := loop.start(f.stacks[i], [3]int{device, port, port}, nil)
-		if err != nil {
+		var err error
+		if loops[i], err = s.startChild(loop, f.stacks[i], [3]int{device, port, port}); err != nil {
 			return err
 		}
-		// Whatever the guest is short of, it is not their memory.
-		if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("-1000"), 0); err != nil {
-			return err
-		}
+	}
+	for i, loop := range loops {
+		go func() {
+			loop.Wait()
+			loops[1-i].Signal(unix.SIGKILL) // it may have ended, too
+		}()
 	}
 	return nil
 }
