@@ -14,17 +14,18 @@ import (
 func (s *Server) mayOpen() bool {
 	s.nodes.mu.Lock()
 	defer s.nodes.mu.Unlock()
-	if s.opened >= s.options.MaxOpen {
+	if s.nodes.opened >= s.options.MaxOpen {
 		return false
 	}
-	s.opened++
+	s.nodes.opened++
 	return true
 }
 
-func (s *Server) closed(n int) {
+// notOpened takes mayOpen back.
+func (s *Server) notOpened() {
 	s.nodes.mu.Lock()
 	defer s.nodes.mu.Unlock()
-	s.opened -= n
+	s.nodes.opened--
 }
 
 // of returns the file of a node for reading or writing.
@@ -41,8 +42,7 @@ func (s *Server) openNode(is *node, write bool) syscall.Errno {
 		return syscall.ENFILE
 	}
 	s.nodes.mu.Lock()
-	o := is.of(write)
-	if o.file != nil {
+	if o := is.of(write); o.file != nil && s.nodes.byID[is.id] == is {
 		o.users++
 		s.nodes.mu.Unlock()
 		return 0
@@ -50,11 +50,10 @@ func (s *Server) openNode(is *node, write bool) syscall.Errno {
 	s.nodes.mu.Unlock()
 	f, errno := s.openFile(is, write)
 	if errno != 0 {
-		s.closed(1)
+		s.notOpened()
 		return errno
 	}
-	s.keep(is, write, f)
-	return 0
+	return s.keep(is, write, f)
 }
 
 // openFile opens a node's file by its name.
@@ -71,10 +70,7 @@ func (s *Server) openFile(is *node, write bool) (workspace.File, syscall.Errno) 
 	}
 	a, err := f.Stat()
 	if err == nil && !s.nodes.same(is, &a) {
-		if err = syscall.ESTALE; write && is.id != rootID {
-			s.nodes.changedFile(is, a.ID) // an overlay has made a copy of it
-			err = nil
-		}
+		err = syscall.ESTALE
 	}
 	if err != nil {
 		f.Close()
@@ -87,54 +83,76 @@ func (s *Server) openFile(is *node, write bool) (workspace.File, syscall.Errno) 
 func (n *nodes) same(is *node, a *workspace.Attr) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return is.id == rootID || is.file == a.ID && is.kind == a.Mode&syscall.S_IFMT
+	switch {
+	case is.id == rootID:
+		return true
+	case is.kind != a.Mode&syscall.S_IFMT:
+		return false
+	case a.ID.CopyOf(is.file):
+		n.changedFile(is, a.ID)
+		return true
+	}
+	return is.file == a.ID
 }
 
-// keep keeps a file of a node that was opened.
-func (s *Server) keep(is *node, write bool, f workspace.File) {
+// keep keeps a file of a node that was opened, which mayOpen has counted.
+func (s *Server) keep(is *node, write bool, opened workspace.File) (errno syscall.Errno) {
 	s.nodes.mu.Lock()
 	o := is.of(write)
-	o.users++
-	spare := f
-	if o.file == nil {
-		o.file, spare = f, nil
+	switch {
+	case s.nodes.byID[is.id] != is:
+		s.nodes.opened--
+		errno = syscall.ESTALE // the kernel has forgotten it since it asked
+	case o.file == nil:
+		o.file = &file{File: opened}
+		o.file.uses.Store(1)
+		opened = nil
+		fallthrough
+	default:
+		o.users++
 	}
 	s.nodes.mu.Unlock()
-	if spare != nil {
-		spare.Close()
+	if opened != nil {
+		opened.Close()
 	}
+	return errno
 }
 
 // release has a node open once less.
 func (s *Server) release(id uint64, flags uint32) {
-	is, errno := s.nodes.get(id)
-	if errno != 0 {
+	n := s.nodes
+	defer n.closeDropped()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	is := n.byID[id]
+	if is == nil {
 		return
 	}
-	s.nodes.mu.Lock()
 	o := is.of(writes(flags))
-	var last workspace.File
-	if o.users > 0 {
-		o.users--
-		s.opened--
-		if o.users == 0 {
-			last, o.file = o.file, nil
-		}
+	if o.users == 0 {
+		return
 	}
-	s.nodes.mu.Unlock()
-	if last != nil {
-		last.Close()
+	o.users--
+	n.opened--
+	if o.users == 0 {
+		n.letGo(o)
+		n.nameless(is)
 	}
 }
 
-// opened1 returns a file of a node that is open, nil if none is.
-func (s *Server) opened1(is *node) workspace.File {
+// using returns a file of a node that is open, nil if none is. Whoever uses it says when
+// he is done: the kernel may close meanwhile what it has opened for something else.
+func (s *Server) using(is *node, write bool) *file {
 	s.nodes.mu.Lock()
 	defer s.nodes.mu.Unlock()
-	if is.writing.file != nil {
-		return is.writing.file
+	f := is.writing.file
+	if f == nil && !write {
+		f = is.reading.file
 	}
-	return is.reading.file
+	if f != nil {
+		f.uses.Add(1)
+	}
+	return f
 }
 
 // file does something with a node's open file. The kernel reads and writes what is
@@ -144,16 +162,12 @@ func (s *Server) file(r *request, write bool, do func(workspace.File) error) sys
 	if errno != 0 {
 		return errno
 	}
-	s.nodes.mu.Lock()
-	f := is.writing.file
-	if f == nil && !write {
-		f = is.reading.file
-	}
-	s.nodes.mu.Unlock()
-	if f != nil {
+	if f := s.using(is, write); f != nil {
+		defer f.done()
 		return errnoOf(do(f))
 	}
-	if f, errno = s.openFile(is, write); errno != 0 {
+	f, errno := s.openFile(is, write)
+	if errno != 0 {
 		return errno
 	}
 	defer f.Close()
@@ -164,22 +178,35 @@ func (s *Server) file(r *request, write bool, do func(workspace.File) error) sys
 func (s *Server) change(is *node, c workspace.Change, killSetID bool) (a workspace.Attr, errno syscall.Errno) {
 	s.nodes.names.RLock()
 	defer s.nodes.names.RUnlock()
-	path, errno := s.nodes.path(is.id)
-	if errno != 0 {
-		// A file without a name can still be given another size.
-		f := s.opened1(is)
-		if f == nil || c.Size == nil {
-			if f == nil {
-				return a, errno
+	if c.Size != nil {
+		// The size is that of the file which is open, whatever its name leads to.
+		if f := s.using(is, true); f != nil {
+			defer f.done()
+			if err := f.Truncate(*c.Size); err != nil {
+				return a, errnoOf(err)
 			}
+			if c.Size = nil; c == (workspace.Change{}) && !killSetID {
+				a, err := f.Stat()
+				return a, errnoOf(err)
+			}
+		}
+	}
+	path, errno := s.nodes.path(is.id)
+	if f := s.using(is, false); f != nil {
+		defer f.done()
+		if errno == 0 {
+			if there, err := s.tree.Stat(path); err != nil || !s.nodes.same(is, &there) {
+				errno = syscall.ESTALE
+			}
+		}
+		if errno != 0 {
+			// What else a file without a name is, is lost with it.
 			a, err := f.Stat()
 			return a, errnoOf(err)
 		}
-		if err := f.Truncate(*c.Size); err != nil {
-			return a, errnoOf(err)
-		}
-		a, err := f.Stat()
-		return a, errnoOf(err)
+	}
+	if errno != 0 {
+		return a, errno
 	}
 	if killSetID && c.Mode == nil {
 		before, err := s.tree.Stat(path)
@@ -198,11 +225,8 @@ func (s *Server) change(is *node, c workspace.Change, killSetID bool) (a workspa
 	if err != nil {
 		return a, errnoOf(err)
 	}
-	if is.id != rootID {
-		if a.Mode&syscall.S_IFMT != is.kind {
-			return a, syscall.ESTALE
-		}
-		s.nodes.changedFile(is, a.ID)
+	if !s.nodes.same(is, &a) {
+		return a, syscall.ESTALE
 	}
 	return a, 0
 }

@@ -18,6 +18,8 @@ type lists struct {
 	kept  list.List // of *listing, the last used first
 	names int       // in all of them
 	next  uint32
+
+	making chan struct{} // has one for each that is being made
 }
 
 // listing is a folder's.
@@ -28,8 +30,9 @@ type listing struct {
 }
 
 const (
-	maxLists = 128
-	maxNames = 1 << 20 // in all lists, and in one
+	maxLists  = 128
+	maxMaking = 4       // at a time
+	maxNames  = 1 << 20 // in all lists, and in one
 )
 
 // An offset is the list's number and the place in it of what comes next.

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/matchlock/matchlock/internal/workspace"
@@ -28,7 +29,8 @@ type nodes struct {
 	byName map[place]*node
 	byFile map[workspace.ID]*node
 	next   uint64
-	dirty  []workspace.File // of nodes that are forgotten; closed without mu
+	opened int     // what the kernel has open
+	dirty  []*file // of nodes that are forgotten; let go of without mu
 }
 
 // place is a name in a folder.
@@ -52,8 +54,21 @@ type node struct {
 
 // open is a node's file that is kept open.
 type open struct {
-	file  workspace.File
+	file  *file
 	users int // what the kernel has open
+}
+
+// file is open as long as it is a node's, or in use.
+type file struct {
+	workspace.File
+	uses atomic.Int32 // one is the node's
+}
+
+// done ends a use.
+func (f *file) done() {
+	if f.uses.Add(-1) == 0 {
+		f.Close()
+	}
 }
 
 func newNodes(limit int) *nodes {
@@ -114,42 +129,72 @@ func (n *nodes) child(folder uint64, name string) (string, syscall.Errno) {
 func (n *nodes) found(at place, a *workspace.Attr) (*node, syscall.Errno) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	folder := n.byID[at.folder]
+	if folder == nil || folder.lookups == 0 {
+		return nil, syscall.ESTALE // the kernel has forgotten it since it asked
+	}
 	kind := a.Mode & syscall.S_IFMT
 	was := n.byName[at]
 	is := n.byFile[a.ID]
 	if is != nil && is.kind != kind {
 		is = nil // its number was used again
 	}
+	if is != nil && is != was && kind == syscall.S_IFDIR && n.within(folder, is) {
+		return nil, syscall.ESTALE // the host has moved a folder since the path to this one was made
+	}
+	if is == nil && len(n.byID) >= n.limit || was == nil && len(n.byName) >= n.limit {
+		return nil, syscall.ENFILE
+	}
 	if is == nil {
-		if len(n.byID) >= n.limit {
-			return nil, syscall.ENFILE
-		}
 		is = &node{id: n.next, file: a.ID, kind: kind, ino: inode(a.ID)}
 		n.next++
 		n.byID[is.id], n.byFile[a.ID] = is, is
 	}
+	is.lookups++
 	if was != is {
 		if was != nil {
 			n.unname(was, at)
 		}
 		n.name(is, at)
 	}
-	is.lookups++
 	return is, 0
 }
 
-// name gives a node a name. A folder has one only.
-func (n *nodes) name(is *node, at place) {
-	if is.kind == syscall.S_IFDIR {
-		for _, old := range slices.Clone(is.names) {
-			n.unname(is, old)
+// within tells whether a folder is, or lies in, another one.
+func (n *nodes) within(folder, other *node) bool {
+	for range maxDepth {
+		if folder == other {
+			return true
 		}
+		if len(folder.names) == 0 {
+			return false
+		}
+		folder = n.byID[folder.names[0].folder]
 	}
+	return true
+}
+
+// maxLinks is how many names of a node are known at once. What is found by one more
+// takes the place of the first.
+const maxLinks = 64
+
+// name gives a node, which is not to be dropped meanwhile, a name. A folder has one
+// only.
+func (n *nodes) name(is *node, at place) {
+	most := maxLinks
+	if is.kind == syscall.S_IFDIR {
+		most = 1
+	}
+	for len(is.names) >= most {
+		n.unname(is, is.names[0])
+	}
+	folder := n.byID[at.folder]
+	if folder == nil {
+		return // forgotten since the kernel asked for it
+	}
+	folder.inside++
 	is.names = append(is.names, at)
 	n.byName[at] = is
-	if folder := n.byID[at.folder]; folder != nil {
-		folder.inside++
-	}
 }
 
 // unname takes a name from a node.
@@ -172,9 +217,7 @@ func (n *nodes) unname(is *node, at place) {
 // changedFile notes that a node is another file than it was: one that an overlay has
 // copied.
 func (n *nodes) changedFile(is *node, now workspace.ID) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if is.file == now || n.byID[is.id] != is {
+	if n.byID[is.id] != is {
 		return
 	}
 	if n.byFile[is.file] == is {
@@ -182,9 +225,22 @@ func (n *nodes) changedFile(is *node, now workspace.ID) {
 	}
 	is.file = now
 	n.byFile[now] = is
-	if is.reading.file != nil { // is what it was; it is opened again when it is needed
-		n.dirty = append(n.dirty, is.reading.file)
-		is.reading.file = nil
+	n.letGo(&is.reading) // is what it was; it is opened again when it is needed
+}
+
+// letGo takes a file from a node.
+func (n *nodes) letGo(o *open) {
+	if o.file != nil {
+		n.dirty = append(n.dirty, o.file)
+		o.file = nil
+	}
+}
+
+// nameless is called of a node that may have lost its last name. If there is nothing
+// of the file any more, another may get its identity.
+func (n *nodes) nameless(is *node) {
+	if len(is.names) == 0 && is.reading.users+is.writing.users == 0 && n.byFile[is.file] == is {
+		delete(n.byFile, is.file)
 	}
 }
 
@@ -194,6 +250,7 @@ func (n *nodes) removed(at place) {
 	defer n.mu.Unlock()
 	if was := n.byName[at]; was != nil {
 		n.unname(was, at)
+		n.nameless(was)
 	}
 }
 
@@ -203,22 +260,31 @@ func (n *nodes) renamed(from, to place, exchange bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	moved, replaced := n.byName[from], n.byName[to]
+	if moved == replaced {
+		return // two names of one file stay that
+	}
+	for _, is := range []*node{moved, replaced} {
+		if is != nil {
+			is.inside++ // not to be dropped meanwhile
+			defer func() {
+				is.inside--
+				n.drop(is)
+			}()
+		}
+	}
 	if replaced != nil {
-		replaced.inside++ // not to be dropped meanwhile
 		n.unname(replaced, to)
 	}
 	if moved != nil {
-		moved.inside++
 		n.unname(moved, from)
 		n.name(moved, to)
-		moved.inside--
 	}
-	if replaced != nil {
-		if exchange {
-			n.name(replaced, from)
-		}
-		replaced.inside--
-		n.drop(replaced)
+	switch {
+	case replaced == nil:
+	case exchange:
+		n.name(replaced, from)
+	default:
+		n.nameless(replaced)
 	}
 }
 
@@ -243,10 +309,9 @@ func (n *nodes) drop(is *node) {
 		delete(n.byFile, is.file)
 	}
 	for _, o := range []*open{&is.reading, &is.writing} {
-		if o.file != nil {
-			n.dirty = append(n.dirty, o.file)
-			o.file = nil
-		}
+		n.opened -= o.users // which the kernel should have released
+		o.users = 0
+		n.letGo(o)
 	}
 	for _, at := range slices.Clone(is.names) {
 		n.unname(is, at)
@@ -260,7 +325,7 @@ func (n *nodes) closeDropped() {
 	n.dirty = nil
 	n.mu.Unlock()
 	for _, f := range files {
-		f.Close()
+		f.done()
 	}
 }
 
@@ -268,12 +333,8 @@ func (n *nodes) closeDropped() {
 func (n *nodes) close() {
 	n.mu.Lock()
 	for _, is := range n.byID {
-		for _, o := range []*open{&is.reading, &is.writing} {
-			if o.file != nil {
-				n.dirty = append(n.dirty, o.file)
-				o.file = nil
-			}
-		}
+		n.letGo(&is.reading)
+		n.letGo(&is.writing)
 	}
 	n.mu.Unlock()
 	n.closeDropped()

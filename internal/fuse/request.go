@@ -25,7 +25,10 @@ func errnoOf(err error) syscall.Errno {
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &errno) && errno > 0 && errno < 4096:
+	case !errors.As(err, &errno) || errno <= 0 || errno >= 512: // of which the kernel takes none
+	case errno == syscall.ENOSYS: // after which the kernel would never ask again
+		return syscall.EOPNOTSUPP
+	default:
 		return errno
 	}
 	return syscall.EIO
@@ -44,6 +47,7 @@ func (s *Server) handle(r *request) {
 	if errno := s.dispatch(r); errno != 0 {
 		r.errno, r.out.buf = errno, r.out.buf[:0]
 	}
+	s.nodes.closeDropped()
 }
 
 func (s *Server) dispatch(r *request) syscall.Errno {
@@ -237,7 +241,8 @@ func (s *Server) getattr(r *request) syscall.Errno {
 
 // stat describes a node: by its open file, if it has one, for its name may be gone.
 func (s *Server) stat(is *node) (a workspace.Attr, errno syscall.Errno) {
-	if f := s.opened1(is); f != nil {
+	if f := s.using(is, false); f != nil {
+		defer f.done()
 		a, err := f.Stat()
 		return a, errnoOf(err)
 	}
@@ -382,7 +387,6 @@ func (s *Server) alone(r *request, do func() syscall.Errno) syscall.Errno {
 		return errno
 	}
 	s.nodes.names.Lock()
-	defer s.nodes.closeDropped()
 	defer s.nodes.names.Unlock()
 	return do()
 }
@@ -492,26 +496,34 @@ func (s *Server) readdir(r *request) syscall.Errno {
 			l = s.lists.find(r.node, offset)
 		}
 		if l == nil {
-			entries, err := s.tree.ReadDir(path)
-			if err != nil {
-				return err
-			}
-			if len(entries) > maxNames {
-				return syscall.EOVERFLOW
-			}
-			l = s.lists.keep(r.node, uint32(offset>>32), entries)
-		}
-		for next := int(uint32(offset)); ; next++ {
-			if more, err := s.listed(r, path, l, next, size); !more || err != nil {
+			var err error
+			if l, err = s.list(r.node, path, uint32(offset>>32)); err != nil {
 				return err
 			}
 		}
+		for next := int(uint32(offset)); s.listed(r, path, l, next, size); next++ {
+		}
+		return nil
 	})
 }
 
-// listed adds the entry at a place in a list to the answer. The first two are the
-// folder itself and the one that it lies in.
-func (s *Server) listed(r *request, folder string, l *listing, at, size int) (more bool, err error) {
+// list makes a list of a folder, and keeps it.
+func (s *Server) list(node uint64, path string, number uint32) (*listing, error) {
+	s.lists.making <- struct{}{}
+	defer func() { <-s.lists.making }()
+	entries, err := s.tree.ReadDir(path)
+	if err != nil {
+		return nil, err
+	}
+	if len(entries) > maxNames {
+		return nil, syscall.EOVERFLOW
+	}
+	return s.lists.keep(node, number, entries), nil
+}
+
+// listed adds the entry at a place in a list to the answer, and tells whether there may
+// be more. The first two are the folder itself and the one that it lies in.
+func (s *Server) listed(r *request, folder string, l *listing, at, size int) (more bool) {
 	const itself, outer = 0, 1
 	plus := r.opcode == opReaddirplus
 	var entry workspace.DirEntry
@@ -521,7 +533,7 @@ func (s *Server) listed(r *request, folder string, l *listing, at, size int) (mo
 	case at == outer:
 		entry = workspace.DirEntry{Name: "..", Type: syscall.S_IFDIR}
 	case at < 0 || at-2 >= len(l.entries):
-		return false, nil
+		return false
 	default:
 		entry = l.entries[at-2]
 	}
@@ -530,63 +542,79 @@ func (s *Server) listed(r *request, folder string, l *listing, at, size int) (mo
 		length += entrySize
 	}
 	if len(r.out.buf)+length > size {
-		return false, nil
+		return false
 	}
 	ino, offset := uint64(1), listOffset(l.number, at+1)
-	switch {
-	case !plus:
-	case at <= outer:
-		r.out.zeros(entrySize) // the kernel knows them
-	default:
+	if plus && at > outer {
 		a, err := s.tree.Stat(join(folder, entry.Name))
 		if errors.Is(err, syscall.ENOENT) {
-			return true, nil // gone since
+			return true // gone since
 		}
-		if err != nil {
-			return false, err
+		// Whatever else is wrong with it: the kernel forgets none of those before it, of
+		// which an error would not tell.
+		var is *node
+		if err == nil {
+			is, _ = s.nodes.found(place{l.folder, entry.Name}, &a)
 		}
-		is, errno := s.nodes.found(place{l.folder, entry.Name}, &a)
-		if errno != 0 {
-			return false, errno
+		if is != nil {
+			r.out.entry(is.id, s.toGuest(&a), is.ino, s.options.Valid)
+			ino, entry.Type = is.ino, a.Mode&syscall.S_IFMT
+			plus = false
 		}
-		r.out.entry(is.id, s.toGuest(&a), is.ino, s.options.Valid)
-		ino, entry.Type = is.ino, a.Mode&syscall.S_IFMT
+	}
+	if plus {
+		r.out.zeros(entrySize) // the kernel knows it, or will ask for it
 	}
 	r.out.dirent(entry.Name, ino, offset, entry.Type)
-	return true, nil
+	return true
 }
 
 func (s *Server) create(r *request) syscall.Errno {
-	r.skip(4)
-	mode := r.uint32() & 0o7777
+	flags, mode := r.uint32(), r.uint32()&0o7777
 	r.skip(8)
 	name := r.name()
 	return s.at(r, func(folder string) error {
 		if !s.mayOpen() {
 			return syscall.ENFILE
 		}
-		f, err := s.tree.Create(join(folder, name), mode, r.caller)
+		f, a, err := s.createFile(join(folder, name), flags, mode, r.caller)
 		if err != nil {
-			s.closed(1)
-			return err
-		}
-		a, err := f.Stat()
-		if err != nil {
-			f.Close()
-			s.closed(1)
+			s.notOpened()
 			return err
 		}
 		is, errno := s.nodes.found(place{r.node, name}, &a)
 		if errno != 0 {
 			f.Close()
-			s.closed(1)
+			s.notOpened()
 			return errno
 		}
-		s.keep(is, true, f)
+		if errno := s.keep(is, writes(flags), f); errno != 0 {
+			return errno
+		}
 		r.out.entry(is.id, s.toGuest(&a), is.ino, s.options.Valid)
 		r.openOut()
 		return nil
 	})
+}
+
+// createFile makes a file, unless somebody on the host has made it since the kernel saw
+// that there is none.
+func (s *Server) createFile(path string, flags, mode uint32, owner workspace.Owner) (f workspace.File, a workspace.Attr, err error) {
+	f, err = s.tree.Create(path, mode, owner)
+	if errors.Is(err, syscall.EEXIST) && flags&syscall.O_EXCL == 0 {
+		if f, err = s.tree.Open(path, true); err == nil && flags&syscall.O_TRUNC != 0 {
+			if err = f.Truncate(0); err != nil {
+				f.Close()
+			}
+		}
+	}
+	if err != nil {
+		return nil, a, err
+	}
+	if a, err = f.Stat(); err != nil {
+		f.Close()
+	}
+	return f, a, err
 }
 
 // openOut appends struct fuse_open_out: there are no handles, and what the kernel has

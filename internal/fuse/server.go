@@ -34,7 +34,6 @@ type Server struct {
 	options Options
 	nodes   *nodes
 	lists   lists
-	opened  int // guarded by nodes.mu
 
 	greeted bool // by the relay, and so these are known:
 	slots   Slots
@@ -52,7 +51,10 @@ func NewServer(tree workspace.FS, o Options) *Server {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Server{tree: tree, options: o, nodes: newNodes(o.MaxNodes)}
+	return &Server{
+		tree: tree, options: o, nodes: newNodes(o.MaxNodes),
+		lists: lists{making: make(chan struct{}, maxMaking)},
+	}
 }
 
 // Close closes the files that the guest had open, and the tree. No connection is
@@ -75,7 +77,7 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn, memory Memory) error 
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer conn.Close()
 	if err := c.greet(); err != nil {
-		c.fail(err)
+		return c.ended(ctx, err)
 	}
 	var working sync.WaitGroup
 	for range workers {
@@ -86,10 +88,21 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn, memory Memory) error 
 		})
 	}
 	working.Wait()
-	if ctx.Err() != nil || errors.Is(c.err, io.EOF) || errors.Is(c.err, net.ErrClosed) || errors.Is(c.err, syscall.ECONNRESET) {
+	return c.ended(ctx, c.err)
+}
+
+// ended is nil where err says no more than that the connection is at its end, be it in
+// the middle of a frame: machines are killed at any time.
+func (c *connection) ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
 		return nil
 	}
-	return c.err
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, end) {
+			return nil
+		}
+	}
+	return err
 }
 
 // connection is one relay.
@@ -101,6 +114,7 @@ type connection struct {
 
 	reading sync.Mutex // in, and the numbers of the frames that come
 	in      *bufio.Reader
+	counted bool   // a frame has come
 	usedUp  uint32 // answers' slots that the relay is done with, as it says
 
 	writing sync.Mutex
@@ -219,6 +233,9 @@ func (c *connection) next(r *request) (slot uint32, err error) {
 		}
 	}
 	c.writing.Lock()
+	if !c.counted { // it counts on from where it was in another connection
+		c.counted, c.sent, c.usedUp = true, h.counter, h.counter
+	}
 	// It cannot have used up more than it was sent.
 	if used := h.counter - c.usedUp; used <= c.sent-c.usedUp {
 		c.usedUp = h.counter

@@ -116,6 +116,12 @@ type ID struct {
 	Born int64
 }
 
+// CopyOf tells whether a file with this ID, that was found in the place of another one,
+// is what an Overlay has made of that, to be changed.
+func (id ID) CopyOf(other ID) bool {
+	return id.Mount == other.Mount && id.Device == ownDevice && other.Device != ownDevice
+}
+
 // DirEntry is one name in a folder.
 type DirEntry struct {
 	Name string
