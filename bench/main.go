@@ -124,6 +124,34 @@ var benchmarks = []benchmark{
 		},
 	},
 	{
+		name: "files/write", unit: "ms", measure: fileTask("write"),
+		lines: fileLines("256 MiB written to a file in a folder of the host", 1/0.7),
+	},
+	{
+		name: "files/read", unit: "ms", measure: fileTask("read"),
+		lines: fileLines("256 MiB read from one", 1/0.7),
+	},
+	{
+		name: "files/status", unit: "ms", measure: fileTask("status"),
+		lines: fileLines("`git status` of 10,000 files, the second", 1.5),
+	},
+	{
+		name: "files/find", unit: "ms", measure: fileTask("find"),
+		lines: fileLines("`find -type f` of 20,000 files, the first", 1.5),
+	},
+	{
+		name: "files/stat", unit: "µs", measure: fileTask("stat"),
+		lines: fileLines("stat of a file, the first", 0),
+	},
+	{
+		name: "files/create", unit: "ms", measure: fileTask("create"),
+		lines: fileLines("2000 files of 1 KiB made by tar", 2),
+	},
+	{
+		name: "files/remove", unit: "ms", measure: fileTask("remove"),
+		lines: fileLines("`rm -r` of them", 0),
+	},
+	{
 		name: "memory", unit: "MiB", measure: memory,
 		lines: []line{
 			{what: "a further idle sandbox of a template", limit: 50},
@@ -150,7 +178,7 @@ func main() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: bench [-run REGEXP] [-n N] [-json]")
 		flag.PrintDefaults()
 		for _, b := range benchmarks {
-			fmt.Fprintf(flag.CommandLine.Output(), "%8s  %s\n", b.name, b.lines[0].what)
+			fmt.Fprintf(flag.CommandLine.Output(), "%12s  %s\n", b.name, b.lines[0].what)
 		}
 	}
 	flag.Parse()

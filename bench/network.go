@@ -218,46 +218,56 @@ func recordTook(m *meter, line int) func(said string, err error) error {
 	}
 }
 
-// networkedSandbox is a detached one that may reach a server by both its names, and
-// has client in it.
-type networkedSandbox struct {
+// detachedSandbox is one that runs on by itself until it is closed.
+type detachedSandbox struct {
 	p          *place
 	name       string
 	supervisor int // process id
 }
 
-// clientPath is where client is in guests.
-const clientPath = "/client"
-
-// networked starts one, with further flags of matchlock's.
-func (p *place) networked(ctx context.Context, s *server, flags ...string) (_ *networkedSandbox, err error) {
-	client, err := p.client(ctx)
-	if err != nil {
-		return nil, err
-	}
-	sb := &networkedSandbox{p: p, name: "bench-networked"}
-	args := []string{"run", "--detach", "--rm", "--timeout", "2h", "--name", sb.name, "--upstream-ca", s.ca, "--allow-host", "*"}
-	for _, name := range []string{plainName, secretName} {
-		args = append(args, "--resolve", name+":127.0.0.1", "--allow-host", name)
-	}
-	start := exec.CommandContext(ctx, p.matchlock, append(append(args, flags...), "busybox", "sleep", "7200")...)
+// detach starts one that idles: args are matchlock's flags and the image.
+func (p *place) detach(ctx context.Context, name string, args ...string) (_ *detachedSandbox, err error) {
+	sb := &detachedSandbox{p: p, name: name}
+	args = append([]string{"run", "--detach", "--rm", "--timeout", "2h", "--name", sb.name}, args...)
+	start := exec.CommandContext(ctx, p.matchlock, append(args, "sleep", "7200")...)
 	start.Env = append(os.Environ(), tokenName+"=the-value-of-a-secret-that-is-one")
 	if out, err := start.CombinedOutput(); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %s", err, out), sb.close())
 	}
 	info, err := sandbox.Options{}.Find(ctx, sb.name)
-	if err == nil {
-		sb.supervisor = info.PID
-		err = run(ctx, p.matchlock, "cp", client, sb.name+":"+clientPath)
-	}
 	if err != nil {
+		return nil, errors.Join(err, sb.close())
+	}
+	sb.supervisor = info.PID
+	return sb, nil
+}
+
+// clientPath is where client is in guests.
+const clientPath = "/client"
+
+// networked starts one that may reach a server by both its names, and has client in it,
+// with further flags of matchlock's.
+func (p *place) networked(ctx context.Context, s *server, flags ...string) (*detachedSandbox, error) {
+	client, err := p.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	args := []string{"--upstream-ca", s.ca, "--allow-host", "*"}
+	for _, name := range []string{plainName, secretName} {
+		args = append(args, "--resolve", name+":127.0.0.1", "--allow-host", name)
+	}
+	sb, err := p.detach(ctx, "bench-networked", append(append(args, flags...), "busybox")...)
+	if err != nil {
+		return nil, err
+	}
+	if err := run(ctx, p.matchlock, "cp", client, sb.name+":"+clientPath); err != nil {
 		return nil, errors.Join(err, sb.close())
 	}
 	return sb, nil
 }
 
 // exec runs a command and returns what it says.
-func (sb *networkedSandbox) exec(ctx context.Context, command ...string) (string, error) {
+func (sb *detachedSandbox) exec(ctx context.Context, command ...string) (string, error) {
 	out, err := exec.CommandContext(ctx, sb.p.matchlock, append([]string{"exec", sb.name}, command...)...).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%w: %s", err, out)
@@ -265,7 +275,7 @@ func (sb *networkedSandbox) exec(ctx context.Context, command ...string) (string
 	return string(out), err
 }
 
-func (sb *networkedSandbox) close() error {
+func (sb *detachedSandbox) close() error {
 	// Whatever has become of its start, and of us: it goes.
 	err := sandbox.Options{}.Remove(context.Background(), sb.name, true)
 	if errors.Is(err, sandbox.ErrNotFound) {

@@ -24,14 +24,14 @@ const (
 // gvproxyHost is where gvproxy has this host's loopback.
 const gvproxyHost = "192.168.127.254"
 
-// peerGuest is a bare machine with a link that another program serves. Its init runs
-// lines of shell that come by the console.
+// peerGuest is a bare machine with a link or files that another program serves. Its
+// init runs lines of shell that come by the console.
 type peerGuest struct {
-	link, machine *exec.Cmd
-	said          bytes.Buffer // by link; to be read when that has ended
-	orders        io.WriteCloser
-	console       *bufio.Scanner
-	stop          context.CancelFunc
+	server, machine *exec.Cmd
+	said            bytes.Buffer // by server; to be read when that has ended
+	orders          io.WriteCloser
+	console         *bufio.Scanner
+	stop            context.CancelFunc
 }
 
 // peerInit is its init. Both peers call the gateway by the same address, and have
@@ -125,7 +125,7 @@ func newGondolinGuest(ctx context.Context, p *place, s *server) (*peerGuest, err
 
 // newPeerGuest starts a program that is to serve a link at a socket, and a machine on
 // that.
-func newPeerGuest(ctx context.Context, p *place, socket, program string, args ...string) (_ *peerGuest, err error) {
+func newPeerGuest(ctx context.Context, p *place, socket, program string, args ...string) (*peerGuest, error) {
 	bare, err := newBareMachine(ctx, p)
 	if err != nil {
 		return nil, err
@@ -134,6 +134,15 @@ func newPeerGuest(ctx context.Context, p *place, socket, program string, args ..
 	if err != nil {
 		return nil, err
 	}
+	bare.args = append(bare.args, "-initrd", initramfs,
+		"-netdev", "stream,id=net0,server=off,addr.type=unix,addr.path="+socket,
+		"-device", "virtio-net-device,netdev=net0,mac="+peerMAC)
+	return startPeerGuest(ctx, bare, socket, program, args...)
+}
+
+// startPeerGuest starts a program, and when its socket is there a machine that is
+// served by it.
+func startPeerGuest(ctx context.Context, bare *bareMachine, socket, program string, args ...string) (_ *peerGuest, err error) {
 	for i, arg := range bare.args {
 		bare.args[i] = bootCache.ReplaceAllString(arg, copyCache)
 	}
@@ -146,18 +155,16 @@ func newPeerGuest(ctx context.Context, p *place, socket, program string, args ..
 			err = fmt.Errorf("%w: %s", err, said[bytes.LastIndexByte(said, '\n')+1:])
 		}
 	}()
-	link := exec.CommandContext(ctx, program, args...)
-	link.Stdout, link.Stderr = &g.said, &g.said
-	if err := link.Start(); err != nil {
+	server := exec.CommandContext(ctx, program, args...)
+	server.Stdout, server.Stderr = &g.said, &g.said
+	if err := server.Start(); err != nil {
 		return nil, err
 	}
-	g.link = link
+	g.server = server
 	if err := awaitFile(ctx, socket); err != nil {
 		return nil, err
 	}
-	machine := exec.CommandContext(ctx, bare.qemu, append(bare.args, "-initrd", initramfs,
-		"-netdev", "stream,id=net0,server=off,addr.type=unix,addr.path="+socket,
-		"-device", "virtio-net-device,netdev=net0,mac="+peerMAC)...)
+	machine := exec.CommandContext(ctx, bare.qemu, bare.args...)
 	if g.orders, err = machine.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -179,12 +186,12 @@ var bootCache = regexp.MustCompile(`tb-size=\d+`)
 
 const copyCache = "tb-size=128"
 
-// linkDeadline is how long a program has to begin to serve a link.
-const linkDeadline = 20 * time.Second
+// serverDeadline is how long a program has to begin to serve.
+const serverDeadline = 20 * time.Second
 
 // awaitFile waits until a file is there.
 func awaitFile(ctx context.Context, path string) error {
-	for began := time.Now(); time.Since(began) < linkDeadline && ctx.Err() == nil; time.Sleep(settle / 50) {
+	for began := time.Now(); time.Since(began) < serverDeadline && ctx.Err() == nil; time.Sleep(settle / 50) {
 		if _, err := os.Stat(path); err == nil {
 			return nil
 		}
@@ -238,7 +245,7 @@ func (g *peerGuest) await(prefix string) (string, error) {
 // close ends both, by a signal.
 func (g *peerGuest) close() error {
 	g.stop()
-	for _, c := range []*exec.Cmd{g.machine, g.link} {
+	for _, c := range []*exec.Cmd{g.machine, g.server} {
 		if c != nil {
 			c.Wait()
 		}

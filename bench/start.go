@@ -88,6 +88,7 @@ type bareMachine struct {
 	qemu    string
 	args    []string
 	modules string // the kernel's, a folder
+	release string // of the kernel
 }
 
 // up is what the bare machine prints when it is up.
@@ -114,7 +115,7 @@ func newBareMachine(ctx context.Context, p *place) (*bareMachine, error) {
 	if err != nil || len(kernels) != 1 {
 		return nil, fmt.Errorf("%s: %d kernels %s, want 1", p.kernels, len(kernels), idle.release)
 	}
-	return &bareMachine{qemu, append(args, "-kernel", kernels[0]), filepath.Join(filepath.Dir(kernels[0]), "modules")}, nil
+	return &bareMachine{qemu, append(args, "-kernel", kernels[0]), filepath.Join(filepath.Dir(kernels[0]), "modules"), idle.release}, nil
 }
 
 // bareArgs finds in a log how QEMU was told to boot a kernel, and takes of that

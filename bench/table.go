@@ -75,7 +75,7 @@ func printJSON(w io.Writer, all []result) error {
 	return nil
 }
 
-const rowFormat = "%-8s %-50s %12s  %-17s %4s %8s  %s\n"
+const rowFormat = "%-12s %-50s %12s  %-17s %4s %8s  %s\n"
 
 func printHeading(w io.Writer) {
 	fmt.Fprintf(w, rowFormat, "", "", "median", "min–max", "n", "ratio", "asked")
@@ -114,7 +114,7 @@ func (r result) asked() string {
 	if !*r.Met {
 		verdict = "  MISSED"
 	}
-	return fmt.Sprintf("≤ %v%s%s", r.Limit, unit, verdict)
+	return fmt.Sprintf("≤ %.3g%s%s", r.Limit, unit, verdict)
 }
 
 // digits writes three of them that tell something.

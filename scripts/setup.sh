@@ -14,7 +14,7 @@ packages=(busybox-static ca-certificates e2fsprogs qemu-system-x86)
 case ${1:-} in
 run) ;;
 test) packages+=(cpio erofs-utils gcc git libc6-dev mmdebstrap openssh-client qemu-utils umoci) ;;
-bench) packages+=(cpio iptables mmdebstrap netavark podman umoci) ;;
+bench) packages+=(cpio git iptables mmdebstrap netavark podman umoci) ;;
 kernel) packages=(bc bison flex gcc libc6-dev libelf-dev linux-source-6.1 xz-utils) ;;
 *)
 	echo "usage: $0 run|test|bench|kernel" >&2
