@@ -101,7 +101,7 @@ func (s *Server) UnmarshalJSON(text []byte) error {
 			n.changedFile(is, a.ID)
 		}
 	}
-	n.next = st.Next
-	s.nodes, s.opened, s.greeted, s.slots, s.owner = n, opened, true, st.Slots, st.Owner
+	n.next, n.opened = st.Next, opened
+	s.nodes, s.greeted, s.slots, s.owner = n, true, st.Slots, st.Owner
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
+	"strconv"
 
 	"github.com/matchlock/matchlock/internal/machine"
 )
@@ -80,4 +82,9 @@ func (h *hypervisor) Memory() (machine.Memory, error) {
 	}
 	i.memory = &physicalMemory{f, pages.start, pages.size}
 	return i.memory, nil
+}
+
+// procFile is a file of proc(5) about a process.
+func procFile(pid int, name string) string {
+	return filepath.Join("/proc", strconv.Itoa(pid), name)
 }

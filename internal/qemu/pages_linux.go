@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -58,10 +56,6 @@ func openGuestPages(pid int, file *os.File) (*guestPages, error) {
 		}
 	}
 	return nil, fmt.Errorf("process %d does not map the guest's memory as one piece", pid)
-}
-
-func procFile(pid int, name string) string {
-	return filepath.Join("/proc", strconv.Itoa(pid), name)
 }
 
 func (g *guestPages) close() { g.pagemap.Close() }
