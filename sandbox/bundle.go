@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/matchlock/matchlock/internal/disk"
@@ -123,14 +124,13 @@ func openBundle(f *os.File) (*bundle, error) {
 	return b, nil
 }
 
-// open returns what a file holds, nil if there is none of the name.
+// open returns what a file holds: nothing, if there is none of the name.
 func (b *bundle) open(name string) io.Reader {
-	for _, e := range b.index {
-		if e.Name == name {
-			return io.NewSectionReader(b.file, e.Offset, e.Size)
-		}
+	var e bundled
+	if i := slices.IndexFunc(b.index, func(e bundled) bool { return e.Name == name }); i >= 0 {
+		e = b.index[i]
 	}
-	return nil
+	return io.NewSectionReader(b.file, e.Offset, e.Size)
 }
 
 // extract makes the files for which path returns one.
