@@ -133,6 +133,9 @@ func (n *nodes) found(at place, a *workspace.Attr) (*node, syscall.Errno) {
 	if folder == nil || folder.lookups == 0 {
 		return nil, syscall.ESTALE // the kernel has forgotten it since it asked
 	}
+	if folder.kind != syscall.S_IFDIR {
+		return nil, syscall.ENOTDIR // whatever the host has made of it
+	}
 	kind := a.Mode & syscall.S_IFMT
 	was := n.byName[at]
 	is := n.byFile[a.ID]
