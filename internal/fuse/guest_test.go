@@ -292,12 +292,12 @@ func (g *guest) call(opcode uint32, node uint64, parts ...any) ([]byte, syscall.
 
 // attributes are those of struct fuse_attr that the tests look at.
 type attributes struct {
-	node         uint64 // of fuse_entry_out
-	ino, size    uint64
-	mtime        uint64
-	mode, links  uint32
-	uid, gid     uint32
-	valid, again uint64 // what is left of the answer, and how long attributes hold
+	node        uint64 // of fuse_entry_out
+	ino, size   uint64
+	mtime       uint64
+	mode, links uint32
+	uid, gid    uint32
+	valid       uint64 // how long attributes hold
 }
 
 func (a *attributes) parse(d *decoder) {

@@ -82,9 +82,7 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn, memory Memory) error 
 	var working sync.WaitGroup
 	for range workers {
 		working.Go(func() {
-			if err := c.work(); err != nil {
-				c.fail(err)
-			}
+			c.fail(c.work())
 		})
 	}
 	working.Wait()

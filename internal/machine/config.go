@@ -232,7 +232,7 @@ func (c *Config) checkPaths() error {
 			errs = append(errs, fmt.Errorf("Workspace %q: want an absolute path below /", c.Workspace))
 		}
 		if c.Boot != nil {
-			errs = append(errs, errors.New("Boot: has no place beside Workspace, which must be served before it"))
+			errs = append(errs, errors.New("field Boot has no place beside Workspace, which must be served before it"))
 		}
 	}
 	return errors.Join(errs...)
