@@ -229,7 +229,7 @@ func (c *Config) checkPaths() error {
 	}
 	if c.Workspace != "" {
 		if !path.IsAbs(c.Workspace) || path.Clean(c.Workspace) == "/" || strings.ContainsRune(c.Workspace, 0) {
-			errs = append(errs, fmt.Errorf("Workspace %q: want an absolute path below /", c.Workspace))
+			errs = append(errs, fmt.Errorf("workspace %q: want an absolute path below /", c.Workspace))
 		}
 		if c.Boot != nil {
 			errs = append(errs, errors.New("field Boot has no place beside Workspace, which must be served before it"))
