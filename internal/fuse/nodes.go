@@ -165,7 +165,7 @@ func (n *nodes) found(at place, a *workspace.Attr) (*node, syscall.Errno) {
 
 // within tells whether a folder is, or lies in, another one.
 func (n *nodes) within(folder, other *node) bool {
-	for range maxDepth {
+	for range len(n.byID) + 1 {
 		if folder == other {
 			return true
 		}

@@ -30,7 +30,7 @@ type savedNode struct {
 
 type savedName struct {
 	Folder uint64 `json:"folder"`
-	Name   string `json:"name"`
+	Name   []byte `json:"name"` // of any bytes
 }
 
 // MarshalJSON returns what UnmarshalJSON takes. The guest should stand still.
@@ -45,7 +45,7 @@ func (s *Server) MarshalJSON() ([]byte, error) {
 	for _, is := range n.byID {
 		saved := savedNode{ID: is.id, Inode: is.ino, File: is.file, Kind: is.kind, Lookups: is.lookups, Readers: is.reading.users, Writers: is.writing.users}
 		for _, at := range is.names {
-			saved.Names = append(saved.Names, savedName{at.folder, at.name})
+			saved.Names = append(saved.Names, savedName{at.folder, []byte(at.name)})
 		}
 		st.Nodes = append(st.Nodes, saved)
 	}
@@ -71,7 +71,7 @@ func (s *Server) UnmarshalJSON(text []byte) error {
 		is.reading.users, is.writing.users = saved.Readers, saved.Writers
 		opened += saved.Readers + saved.Writers
 		if is.id == rootID {
-			is.lookups = 1
+			is.lookups, is.kind = 1, syscall.S_IFDIR
 		} else if n.byID[is.id] != nil || is.id >= st.Next || is.id == 0 {
 			return fmt.Errorf("state of the guest's files: node %d cannot be", is.id)
 		} else {
@@ -83,13 +83,21 @@ func (s *Server) UnmarshalJSON(text []byte) error {
 		return fmt.Errorf("state of the guest's files: %d are open", opened)
 	}
 	for _, saved := range st.Nodes {
+		is := n.byID[saved.ID]
 		for _, at := range saved.Names {
-			d := decoder{rest: append([]byte(at.Name), 0)}
+			d := decoder{rest: append(at.Name, 0)}
+			to := place{at.Folder, d.name()}
 			folder := n.byID[at.Folder]
-			if d.name(); d.err != 0 || folder == nil || folder.kind != syscall.S_IFDIR || n.byName[place{at.Folder, at.Name}] != nil || saved.ID == rootID {
+			if d.err != 0 || len(d.rest) > 0 || folder == nil || folder.kind != syscall.S_IFDIR || n.byName[to] != nil || saved.ID == rootID ||
+				len(is.names) == maxLinks || is.kind == syscall.S_IFDIR && (len(is.names) > 0 || n.within(folder, is)) {
 				return fmt.Errorf("state of the guest's files: node %d has the name %.64q", saved.ID, at.Name)
 			}
-			n.name(n.byID[saved.ID], place{at.Folder, at.Name})
+			n.name(is, to)
+		}
+	}
+	for _, saved := range st.Nodes {
+		if is := n.byID[saved.ID]; is.id != rootID && is.lookups == 0 && is.inside == 0 {
+			return fmt.Errorf("state of the guest's files: node %d is there for nobody", is.id)
 		}
 	}
 	// A tree's root is never looked up again: it is what is there now.
