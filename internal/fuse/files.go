@@ -41,6 +41,9 @@ func (s *Server) openNode(is *node, write bool) syscall.Errno {
 	if !s.mayOpen() {
 		return syscall.ENFILE
 	}
+	// What replaces a file meanwhile leaves it held.
+	s.nodes.names.RLock()
+	defer s.nodes.names.RUnlock()
 	s.nodes.mu.Lock()
 	if o := is.of(write); o.file != nil && s.nodes.byID[is.id] == is {
 		o.users++
@@ -56,14 +59,17 @@ func (s *Server) openNode(is *node, write bool) syscall.Errno {
 	return s.keep(is, write, f)
 }
 
-// openFile opens a node's file by its name.
+// openFile opens a node's file by its name. The caller holds names.
 func (s *Server) openFile(is *node, write bool) (workspace.File, syscall.Errno) {
-	s.nodes.names.RLock()
-	defer s.nodes.names.RUnlock()
 	path, errno := s.nodes.path(is.id)
 	if errno != 0 {
 		return nil, errno
 	}
+	return s.openPath(is, path, write)
+}
+
+// openPath opens a node's file, if it is that which is at a path. The caller holds names.
+func (s *Server) openPath(is *node, path string, write bool) (workspace.File, syscall.Errno) {
 	f, err := s.tree.Open(path, write)
 	if err != nil {
 		return nil, errnoOf(err)
@@ -104,9 +110,7 @@ func (s *Server) keep(is *node, write bool, opened workspace.File) (errno syscal
 		s.nodes.opened--
 		errno = syscall.ESTALE // the kernel has forgotten it since it asked
 	case o.file == nil:
-		o.file = &file{File: opened}
-		o.file.uses.Store(1)
-		opened = nil
+		o.file, opened = newFile(opened), nil
 		fallthrough
 	default:
 		o.users++
@@ -116,6 +120,20 @@ func (s *Server) keep(is *node, write bool, opened workspace.File) (errno syscal
 		opened.Close()
 	}
 	return errno
+}
+
+// beforeReplaced opens the file at a place that another one is about to take. Who has found
+// it there may not have opened it yet, and then does: without a name it is held until it
+// is forgotten, or maxHeld others are.
+func (s *Server) beforeReplaced(at place, path string) (is *node, f workspace.File) {
+	s.nodes.mu.Lock()
+	is = s.nodes.byName[at]
+	needed := is != nil && is.kind == syscall.S_IFREG && is.lookups > 0 && is.reading.file == nil
+	s.nodes.mu.Unlock()
+	if needed {
+		f, _ = s.openPath(is, path, false)
+	}
+	return is, f
 }
 
 // release has a node open once less.
@@ -134,7 +152,11 @@ func (s *Server) release(id uint64, flags uint32) {
 	}
 	o.users--
 	n.opened--
-	if o.users == 0 {
+	switch {
+	case o.users > 0:
+	case o == &is.reading && o.file != nil && len(is.names) == 0:
+		n.goOnHolding(is)
+	default:
 		n.letGo(o)
 		n.nameless(is)
 	}
@@ -166,7 +188,9 @@ func (s *Server) file(r *request, write bool, do func(workspace.File) error) sys
 		defer f.done()
 		return errnoOf(do(f))
 	}
+	s.nodes.names.RLock()
 	f, errno := s.openFile(is, write)
+	s.nodes.names.RUnlock()
 	if errno != 0 {
 		return errno
 	}

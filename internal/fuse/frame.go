@@ -73,11 +73,15 @@ type Slots struct{ Requests, Answers uint64 }
 
 func slotAddress(area uint64, slot int) uint64 { return area + uint64(slot)*slotSize }
 
+// markPlace is where in an area the mark of a greeting is: behind the slots, which are in
+// use when the host looks.
+const markPlace = slotCount * slotSize
+
 // slotsReached is the counter of a frame without anything else, by which the host says
 // that it reaches the slots.
 const slotsReached = 1 << 31
 
-// greeting is what the relay says first. The mark stands at the beginning of both areas.
+// greeting is what the relay says first. The mark stands in both areas.
 type greeting struct {
 	slots Slots
 	mark  [16]byte

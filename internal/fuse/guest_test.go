@@ -65,6 +65,12 @@ func (m *ram) WriteMemory(p []byte, address uint64) error {
 	return m.access(p, address, func(there []byte) { copy(there, p) })
 }
 
+// mark marks ramSlots.
+func (m *ram) mark(t testing.TB, mark [16]byte) {
+	t.Helper()
+	must(t, m.WriteMemory(mark[:], ramSlots.Requests+markPlace), m.WriteMemory(mark[:], ramSlots.Answers+markPlace))
+}
+
 // The areas of the slots in a ram.
 var ramSlots = Slots{Requests: 4096, Answers: 4096 + slotArea}
 
@@ -109,7 +115,7 @@ func newGuest(t testing.TB, s *Server, slots bool) *guest {
 		g.ram = &ram{data: make([]byte, ramSize)}
 		memory = g.ram
 		hello.slots, hello.mark = ramSlots, [16]byte{1, 2, 3}
-		must(t, g.ram.WriteMemory(hello.mark[:], ramSlots.Requests), g.ram.WriteMemory(hello.mark[:], ramSlots.Answers))
+		g.ram.mark(t, hello.mark)
 	}
 	for i := range g.owned {
 		g.owned[i] = make(chan struct{}, 1)

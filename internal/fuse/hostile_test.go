@@ -197,7 +197,7 @@ func TestSlots(t *testing.T) {
 	mark := [16]byte{1, 2, 3}
 	memory := func() *ram {
 		m := &ram{data: make([]byte, ramSize)}
-		must(t, m.WriteMemory(mark[:], ramSlots.Requests), m.WriteMemory(mark[:], ramSlots.Answers))
+		m.mark(t, mark)
 		return m
 	}
 	m := message(1, opGetattr, rootID, make([]byte, 16))
@@ -205,8 +205,8 @@ func TestSlots(t *testing.T) {
 	for what, hello := range map[string]greeting{
 		"none":              {mark: mark},
 		"outside":           {slots: Slots{ramSlots.Requests, ramSize}, mark: mark},
-		"half outside":      {slots: Slots{ramSlots.Requests, ramSize - 8}, mark: mark},
-		"at the other end":  {slots: Slots{^uint64(0) - 8, ramSlots.Answers}, mark: mark},
+		"half outside":      {slots: Slots{ramSlots.Requests, ramSize - markPlace - 8}, mark: mark},
+		"at the other end":  {slots: Slots{^uint64(0) - markPlace - 8, ramSlots.Answers}, mark: mark},
 		"without the mark":  {slots: Slots{0, ramSlots.Answers}, mark: mark},
 		"with another mark": {slots: ramSlots, mark: [16]byte{9}},
 	} {

@@ -30,6 +30,7 @@ type nodes struct {
 	byFile map[workspace.ID]*node
 	next   uint64
 	opened int     // what the kernel has open
+	held   []*node // that have lost their name to others, and the kernel may open yet
 	dirty  []*file // of nodes that are forgotten; let go of without mu
 }
 
@@ -62,6 +63,12 @@ type open struct {
 type file struct {
 	workspace.File
 	uses atomic.Int32 // one is the node's
+}
+
+func newFile(f workspace.File) *file {
+	made := &file{File: f}
+	made.uses.Store(1)
+	return made
 }
 
 // done ends a use.
@@ -239,10 +246,40 @@ func (n *nodes) letGo(o *open) {
 	}
 }
 
+// maxHeld is how many files are held open for who might open them.
+const maxHeld = 64
+
+// hold keeps a file of a node for reading, though nobody has it open.
+func (n *nodes) hold(is *node, f workspace.File) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.byID[is.id] != is || is.reading.file != nil {
+		n.dirty = append(n.dirty, newFile(f))
+		return
+	}
+	is.reading.file = newFile(f)
+	n.goOnHolding(is)
+}
+
+// goOnHolding has a node's file for reading stay open.
+func (n *nodes) goOnHolding(is *node) {
+	if slices.Contains(n.held, is) {
+		return
+	}
+	if n.held = append(n.held, is); len(n.held) > maxHeld {
+		last := n.held[0]
+		n.held = slices.Delete(n.held, 0, 1)
+		if last.reading.users == 0 {
+			n.letGo(&last.reading)
+			n.nameless(last)
+		}
+	}
+}
+
 // nameless is called of a node that may have lost its last name. If there is nothing
 // of the file any more, another may get its identity.
 func (n *nodes) nameless(is *node) {
-	if len(is.names) == 0 && is.reading.users+is.writing.users == 0 && n.byFile[is.file] == is {
+	if len(is.names) == 0 && is.reading.users+is.writing.users == 0 && is.reading.file == nil && n.byFile[is.file] == is {
 		delete(n.byFile, is.file)
 	}
 }

@@ -36,7 +36,8 @@ func (s *Server) check() error {
 			wrong("node %d: a folder with the names %v", id, is.names)
 		}
 		for what, o := range map[string]*open{"reading": &is.reading, "writing": &is.writing} {
-			if opened += o.users; o.users < 0 || o.users == 0 && o.file != nil {
+			held := o == &is.reading && slices.Contains(n.held, is)
+			if opened += o.users; o.users < 0 || o.users == 0 && o.file != nil && !held {
 				wrong("node %d: open for %s by %d, and the file is %v", id, what, o.users, o.file)
 			}
 		}
@@ -75,6 +76,9 @@ func (s *Server) check() error {
 	}
 	if opened != n.opened {
 		wrong("%d opened, counted as %d", opened, n.opened)
+	}
+	if len(n.held) > maxHeld {
+		wrong("%d are held", len(n.held))
 	}
 	if len(n.dirty) > 0 {
 		wrong("%d files are to be closed", len(n.dirty))

@@ -103,7 +103,7 @@ func (r *Relay) Hello(port int, owner workspace.Owner) error {
 			return err
 		}
 		for _, area := range []unsafe.Pointer{r.requests, r.answers} {
-			copy(unsafe.Slice((*byte)(area), len(hello.mark)), hello.mark[:])
+			copy(unsafe.Slice((*byte)(unsafe.Add(area, markPlace)), len(hello.mark)), hello.mark[:])
 		}
 	}
 	_, err := unix.Write(port, hello.append(nil))

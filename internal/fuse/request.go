@@ -241,19 +241,23 @@ func (s *Server) getattr(r *request) syscall.Errno {
 
 // stat describes a node: by its open file, if it has one, for its name may be gone.
 func (s *Server) stat(is *node) (a workspace.Attr, errno syscall.Errno) {
-	if f := s.using(is, false); f != nil {
+	f := s.using(is, false)
+	if f == nil {
+		s.nodes.names.RLock()
+		defer s.nodes.names.RUnlock()
+		f = s.using(is, false) // what has replaced it meanwhile has left it held
+	}
+	if f != nil {
 		defer f.done()
 		a, err := f.Stat()
 		return a, errnoOf(err)
 	}
-	s.nodes.names.RLock()
-	defer s.nodes.names.RUnlock()
 	path, errno := s.nodes.path(is.id)
 	if errno != 0 {
 		return a, errno
 	}
 	a, err := s.tree.Stat(path)
-	if err == nil && is.id != rootID && !s.nodes.same(is, &a) {
+	if err == nil && !s.nodes.same(is, &a) {
 		return a, syscall.ESTALE
 	}
 	return a, errnoOf(err)
@@ -408,8 +412,19 @@ func (s *Server) rename(r *request, folder uint64, flags uint32) syscall.Errno {
 		if errno != 0 {
 			return errno
 		}
+		var replaced *node
+		var f workspace.File
+		if flags == 0 {
+			replaced, f = s.beforeReplaced(place{folder, newName}, to)
+		}
 		if err := s.tree.Rename(from, to, flags); err != nil {
+			if f != nil {
+				f.Close()
+			}
 			return errnoOf(err)
+		}
+		if f != nil {
+			s.nodes.hold(replaced, f)
 		}
 		s.nodes.renamed(place{r.node, oldName}, place{folder, newName}, flags&workspace.RenameExchange != 0)
 		return 0

@@ -147,10 +147,10 @@ func (c *connection) greet() error {
 	return nil
 }
 
-// marked tells whether a mark stands at the beginning of an area.
+// marked tells whether a mark stands in an area.
 func (c *connection) marked(area uint64, mark [16]byte) bool {
 	var there [16]byte
-	return c.memory.ReadMemory(there[:], area) == nil && there == mark
+	return c.memory.ReadMemory(there[:], area+markPlace) == nil && there == mark
 }
 
 func (c *connection) fail(err error) {

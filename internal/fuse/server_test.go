@@ -365,9 +365,50 @@ func TestRename(t *testing.T) {
 		}
 		holds(a, "Amo")
 		ok(t, g.release(a, syscall.O_RDWR))
-		want(t, "closed without a name", errnoIn(g.getattr(a)), syscall.ESTALE)
-		want(t, "closed without a name", g.open(a, 0), syscall.ESTALE)
 		holds(c, "C")
+	})
+}
+
+// TestReplaced has who has found a file, that another one takes the name of, open it
+// still: either file is there at any time, as for who reads what is written by a rename.
+func TestReplaced(t *testing.T) {
+	each(t, func(t *testing.T, s *Server, g *guest) {
+		have := have(t)
+		const files = maxHeld + 10
+		var nodes []uint64
+		for i := range files + 1 {
+			a := have(g.create(rootID, "new", syscall.O_RDWR))
+			ok(t, errnoIn(g.write(a.node, 0, fmt.Sprint(i))))
+			ok(t, g.release(a.node, syscall.O_RDWR))
+			ok(t, g.rename(rootID, "new", rootID, "file", 0))
+			nodes = append(nodes, a.node)
+		}
+		must(t, s.check())
+		for i, node := range nodes {
+			errno := g.open(node, syscall.O_RDONLY)
+			if i < files-maxHeld {
+				want(t, "the oldest", errno, syscall.ESTALE)
+				want(t, "the oldest", errnoIn(g.getattr(node)), syscall.ESTALE)
+				continue
+			}
+			ok(t, errno)
+			if got, errno := g.read(node, 0, 100); errno != 0 || got != fmt.Sprint(i) {
+				t.Errorf("file %d holds %q (%v)", i, got, errno)
+			}
+			ok(t, g.release(node, syscall.O_RDONLY))
+			ok(t, g.open(node, syscall.O_RDONLY)) // again, before the kernel forgets it
+			ok(t, g.release(node, syscall.O_RDONLY))
+		}
+		a, b := have(g.mknod(rootID, "a", syscall.S_IFREG|0o600)), have(g.mknod(rootID, "b", syscall.S_IFREG|0o600))
+		ok(t, g.rename(rootID, "a", rootID, "b", 0))
+		want(t, "to write", g.open(b.node, syscall.O_WRONLY), syscall.ESTALE)
+		have(g.getattr(b.node))
+		g.forget(b.node, 1)
+		settle(t, func() bool { return errnoIn(g.getattr(b.node)) == syscall.ESTALE })
+		have(g.getattr(a.node))
+		// What is not renamed is not held.
+		want(t, "without replacing", g.rename(rootID, "a", rootID, "file", workspace.RenameNoReplace), syscall.ENOENT)
+		want(t, "nothing", g.rename(rootID, "a", rootID, "file", 0), syscall.ENOENT)
 	})
 }
 

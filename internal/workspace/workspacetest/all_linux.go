@@ -53,6 +53,7 @@ var All = map[string]func(t *testing.T, root string){
 	"Run":             posixRun,
 	"Writers":         posixWriters,
 	"Deep":            posixDeep,
+	"Random":          posixRandom,
 }
 
 func write(t *testing.T, path, content string) {
