@@ -38,6 +38,7 @@ type shape struct {
 	QEMU      hostfs.FileID   `json:"qemu"`
 	Machine   string          `json:"machine"`
 	Accel     string          `json:"accel"`
+	CPU       string          `json:"cpu"`
 	Kernel    hostfs.FileID   `json:"kernel"`
 	Initramfs hostfs.FileID   `json:"initramfs"`
 	Args      string          `json:"args"` // the kernel's, the host's clock rate among them
@@ -57,7 +58,7 @@ func (h *hypervisor) shapeOf(boot BootFiles, scratchSize int64) (s shape, ok boo
 		return s, false, nil
 	}
 	s = shape{
-		Wire: wire.Version, Machine: machineType, Accel: h.accel.Name, Args: h.kernelArgs(boot.HZ), VCPUs: c.VCPUs, Reserved: h.reserved, MemoryMB: c.MemoryMB, Upper: scratchSize,
+		Wire: wire.Version, Machine: machineType, Accel: h.accel.Name, CPU: h.cpu(), Args: h.kernelArgs(boot.HZ), VCPUs: c.VCPUs, Reserved: h.reserved, MemoryMB: c.MemoryMB, Upper: scratchSize,
 		Params: wire.Params{Root: c.Params.Root, CPUs: c.Params.CPUs, Privileged: c.Params.Privileged, NoNetwork: c.NoNetwork, Trust: c.UseInterception}.String(),
 		MTU:    linkMTU(c),
 	}
