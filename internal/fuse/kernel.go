@@ -43,14 +43,15 @@ const (
 	initBigWrites       = 1 << 5
 	initAutoInvalData   = 1 << 12
 	initDoReaddirplus   = 1 << 13
+	initReaddirplusAuto = 1 << 14
 	initParallelDirops  = 1 << 18
 	initMaxPages        = 1 << 22
 	initCacheSymlinks   = 1 << 23
 	initNoOpendir       = 1 << 24
 	initHandleKillprivs = 1 << 28 // version 2
 
-	wanted = initAsyncRead | initBigWrites | initAutoInvalData | initDoReaddirplus | initParallelDirops |
-		initMaxPages | initCacheSymlinks | initNoOpendir | initHandleKillprivs
+	wanted = initAsyncRead | initBigWrites | initAutoInvalData | initDoReaddirplus | initReaddirplusAuto |
+		initParallelDirops | initMaxPages | initCacheSymlinks | initNoOpendir | initHandleKillprivs
 )
 
 // Fields of SETATTR that count.
