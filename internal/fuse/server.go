@@ -72,8 +72,9 @@ const workers = 16
 //
 // memory may be nil: then all goes by the connection.
 func (s *Server) Serve(ctx context.Context, conn net.Conn, memory Memory) error {
-	c := &connection{server: s, conn: conn, in: bufio.NewReaderSize(conn, 32<<10), memory: memory}
+	c := &connection{server: s, conn: conn, turn: make(chan struct{}, 1), in: bufio.NewReaderSize(conn, 32<<10), memory: memory}
 	c.idle.L = &c.mu
+	c.turn <- struct{}{}
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer conn.Close()
 	if err := c.greet(); err != nil {
@@ -110,7 +111,7 @@ type connection struct {
 	memory Memory // nil: none can be reached
 	slots  Slots
 
-	reading sync.Mutex // in, and the numbers of the frames that come
+	turn    chan struct{} // has one thing in it while nobody reads in, or the numbers of the frames that come
 	in      *bufio.Reader
 	counted bool   // a frame has come
 	usedUp  uint32 // answers' slots that the relay is done with, as it says
@@ -212,8 +213,8 @@ func (c *connection) done() {
 
 // next reads a request. slot is that of its frame, which is to be released.
 func (c *connection) next(r *request) (slot uint32, err error) {
-	c.reading.Lock()
-	defer c.reading.Unlock()
+	<-c.turn
+	defer func() { c.turn <- struct{}{} }()
 	h, err := readHead(c.in)
 	if err != nil {
 		return 0, err
