@@ -22,7 +22,8 @@ import (
 // processes of ours that pass on what is asked of it. They share PID 1's memory and
 // nothing else of it, so no command, and nothing in PID 1, can hold them up.
 type files struct {
-	port   string // its device
+	port   string   // its device
+	bdi    *os.Root // what the kernel lets be said of file systems: /sys is read-only later
 	relay  *fuse.Relay
 	loops  [2]child
 	stacks [2][]byte
@@ -41,6 +42,9 @@ func (f *files) prepare() (err error) {
 		if err := loadModule(path); err != nil {
 			return fmt.Errorf("module %s: %w", filepath.Base(path), err)
 		}
+	}
+	if f.bdi, err = os.OpenRoot("/sys/devices/virtual/bdi"); err != nil {
+		return err
 	}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
@@ -142,7 +146,21 @@ func (g *guest) mountHost(user string) error {
 	if err := g.files.relay.Hello(fds[1], owner); err != nil {
 		return err
 	}
-	return g.files.start(g.starter, fds[0], fds[1])
+	if err := g.files.start(g.starter, fds[0], fds[1]); err != nil {
+		return err
+	}
+	return g.files.readAhead()
+}
+
+// readAhead has the kernel read as much in advance as one message holds. By itself it
+// asks for a quarter of that, and waits for each.
+func (f *files) readAhead() error {
+	var st unix.Stat_t
+	if err := unix.Stat(hostPlace, &st); err != nil {
+		return err
+	}
+	name := fmt.Sprintf("%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+	return f.bdi.WriteFile(name, []byte(strconv.Itoa(fuse.MaxIO>>10)), 0)
 }
 
 // start starts the loops. When one has ended the other one does: then no file can be
