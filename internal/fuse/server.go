@@ -111,7 +111,7 @@ type connection struct {
 	memory Memory // nil: none can be reached
 	slots  Slots
 
-	turn    chan struct{} // has one thing in it while nobody reads in, or the numbers of the frames that come
+	turn    chan struct{} // whoever takes what is in it reads in, alone
 	in      *bufio.Reader
 	counted bool   // a frame has come
 	usedUp  uint32 // answers' slots that the relay is done with, as it says
@@ -121,10 +121,11 @@ type connection struct {
 	out     []byte
 
 	mu      sync.Mutex
-	working int       // requests that have come and not been answered
-	waiting int       // of these, barriers
-	idle    sync.Cond // fewer are, or there is an error
-	err     error     // the first one
+	working int        // requests that have come and not been answered
+	waiting int        // of these, barriers
+	idle    sync.Cond  // fewer are, or there is an error
+	err     error      // the first one
+	spare   []*request // not in use
 }
 
 // greet hears where the slots are, unless that is known, and sees whether they are
@@ -167,18 +168,17 @@ func (c *connection) fail(err error) {
 // work answers one request after the other. Who answers one lets another worker
 // read the next.
 func (c *connection) work() error {
-	r := request{in: make([]byte, 0, 4096)}
 	for {
-		slot, err := c.next(&r)
+		r, slot, err := c.next()
 		if err != nil {
 			return err
 		}
-		if barrier(&r) {
+		if barrier(r) {
 			c.quiet()
 		}
-		c.server.handle(&r)
-		err = c.answer(&r, slot)
-		c.done()
+		c.server.handle(r)
+		err = c.answer(r, slot)
+		c.done(r)
 		if err != nil {
 			return err
 		}
@@ -203,32 +203,48 @@ func (c *connection) quiet() {
 	c.waiting--
 }
 
-// done notes that a request has been answered.
-func (c *connection) done() {
+// done notes that a request has been answered, and takes its memory back.
+func (c *connection) done(r *request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.working--
+	c.spare = append(c.spare, r)
 	c.idle.Broadcast()
 }
 
+// unused returns a request to be filled in: the last one used, of which memory is in
+// the processor's caches.
+func (c *connection) unused() *request {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := len(c.spare)
+	if n == 0 {
+		return &request{in: make([]byte, 0, 4096)}
+	}
+	r := c.spare[n-1]
+	c.spare = c.spare[:n-1]
+	return r
+}
+
 // next reads a request. slot is that of its frame, which is to be released.
-func (c *connection) next(r *request) (slot uint32, err error) {
+func (c *connection) next() (r *request, slot uint32, err error) {
 	<-c.turn
 	defer func() { c.turn <- struct{}{} }()
 	h, err := readHead(c.in)
 	if err != nil {
-		return 0, err
+		return nil, 0, err
 	}
+	r = c.unused()
 	r.in = sized(r.in, int(h.length+h.inSlot))
 	if _, err := io.ReadFull(c.in, r.in[:h.length]); err != nil {
-		return 0, err
+		return nil, 0, err
 	}
 	if h.slot != 0 {
 		if c.memory == nil || c.slots.Requests == 0 {
-			return 0, errFrame
+			return nil, 0, errFrame
 		}
 		if err := c.memory.ReadMemory(r.in[h.length:], slotAddress(c.slots.Requests, int(h.slot-1))+frameHead); err != nil {
-			return 0, err
+			return nil, 0, err
 		}
 	}
 	c.writing.Lock()
@@ -243,7 +259,7 @@ func (c *connection) next(r *request) (slot uint32, err error) {
 	c.mu.Lock()
 	c.working++
 	c.mu.Unlock()
-	return h.slot, nil
+	return r, h.slot, nil
 }
 
 // sized returns a buffer of n bytes, b if that is large enough.
