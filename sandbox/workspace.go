@@ -2,10 +2,8 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path"
@@ -117,11 +115,7 @@ func (s *supervisor) openFiles() (err error) {
 	f.server = fuse.NewServer(router, options)
 	mounted = nil // are the server's
 	if from != nil {
-		text, err := io.ReadAll(from.open("nodes"))
-		if err == nil {
-			err = json.Unmarshal(text, f.server)
-		}
-		if err != nil {
+		if err := f.server.Load(from.open("nodes")); err != nil {
 			return errors.Join(err, f.server.Close())
 		}
 	}
@@ -285,12 +279,12 @@ func (f *files) places() (places []savedPlace) {
 // guest stands still.
 func (f *files) save(to *os.File) error {
 	b := &bundle{file: to}
-	err := b.addFrom("nodes", func(w io.Writer) error { return json.NewEncoder(w).Encode(f.server) })
-	if err != nil {
+	if err := b.addFrom("nodes", f.server.Save); err != nil {
 		return err
 	}
 	for i, t := range f.trees {
 		name := strconv.Itoa(i)
+		var err error
 		switch {
 		case t.memory != nil:
 			err = b.addFrom(name+".memory", t.memory.Export)
