@@ -107,21 +107,35 @@ func openBundle(f *os.File) (*bundle, error) {
 	if b.end < 0 || length < 0 || length > maxIndex {
 		return nil, errors.New("files of a saved sandbox: no index")
 	}
-	text := make([]byte, length)
-	if _, err := f.ReadAt(text, b.end); err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(text, &b.index); err != nil {
+	if err := b.readIndex(io.NewSectionReader(f, b.end, length)); err != nil {
 		return nil, fmt.Errorf("files of a saved sandbox: %w", err)
 	}
+	return b, nil
+}
+
+// readIndex reads the index. Each of its files is judged before the next one is read:
+// short ones would take many times the room in memory.
+func (b *bundle) readIndex(r io.Reader) error {
+	index := json.NewDecoder(r)
+	if t, err := index.Token(); err != nil {
+		return err
+	} else if t != json.Delim('[') {
+		return errors.New("no list")
+	}
 	at, names := int64(0), map[string]bool{}
-	for _, e := range b.index {
+	for index.More() {
+		var e bundled
+		if err := index.Decode(&e); err != nil {
+			return err
+		}
 		if !bundledName.MatchString(e.Name) || names[e.Name] || e.Offset < at || e.Offset%bundleBlock != 0 || e.Size < 0 || e.Size > b.end-e.Offset {
-			return nil, fmt.Errorf("files of a saved sandbox: %.64q cannot be", e.Name)
+			return fmt.Errorf("%.64q cannot be", e.Name)
 		}
 		names[e.Name], at = true, e.Offset+e.Size
+		b.index = append(b.index, e)
 	}
-	return b, nil
+	_, err := index.Token()
+	return err
 }
 
 // open returns what a file holds: nothing, if there is none of the name.

@@ -116,6 +116,8 @@ func TestBundleOfOthers(t *testing.T) {
 		"less than none":  `[{"name":"nodes","offset":0,"size":-1}]`,
 		"no block":        `[{"name":"nodes","offset":5,"size":1}]`,
 		"no JSON":         `[`,
+		"no end":          `[{"name":"nodes","offset":0,"size":1}`,
+		"no list":         `{"name":"nodes","offset":0,"size":1}`,
 	} {
 		f, err := os.Create(filepath.Join(t.TempDir(), "bundle"))
 		if err != nil {
