@@ -22,6 +22,7 @@ import (
 	"github.com/matchlock/matchlock/internal/saved"
 	"github.com/matchlock/matchlock/internal/state"
 	"github.com/matchlock/matchlock/internal/wire"
+	"github.com/matchlock/matchlock/internal/workspace"
 )
 
 // sentRecord is what goes with a snapshot to another host beside its files: what is
@@ -181,18 +182,35 @@ func checkMarks(marks []diskMark) error {
 	return nil
 }
 
-// checkPlaces makes sure that places of mounts could be.
+// checkPlaces makes sure that places of mounts could be those of one sandbox.
 func checkPlaces(places []savedPlace) error {
+	c := api.Config{Image: "any"}
 	for _, p := range places {
-		c := api.Config{Image: "any", Mounts: []api.Mount{{Source: "/", Target: p.Target, Mode: p.Mode}}}
+		m := api.Mount{Source: "/", Target: p.Target, Mode: p.Mode}
 		if p.Mode == api.MountMemory {
-			c.Mounts[0].Source = ""
+			m.Source = ""
 		}
-		if err := c.Validate(); err != nil {
-			return err
-		}
+		c.Mounts = append(c.Mounts, m)
 	}
-	return nil
+	return c.Validate()
+}
+
+// importedMemory is what all folders in memory may hold that a snapshot from elsewhere
+// asks for, in bytes. Holes in a small file become zeros in this host's memory. Whoever
+// restores it may say more.
+const importedMemory = 4 << 30
+
+// boundMemory has folders in memory hold no more than that.
+func boundMemory(mounts []api.Mount) {
+	left := int64(importedMemory)
+	for i := range mounts {
+		m := &mounts[i]
+		if m.Quota == 0 {
+			m.Quota = workspace.DefaultMemory
+		}
+		m.Quota = max(1, min(m.Quota, left)) // 0 would be the default
+		left -= m.Quota
+	}
 }
 
 // disarm takes out of a record what is not a stranger's to choose: what reaches this
@@ -201,6 +219,7 @@ func checkPlaces(places []savedPlace) error {
 func (r *savedRecord) disarm() {
 	r.Config.Sockets, r.Config.Secrets, r.Config.SecretIn = nil, nil, nil
 	r.Config.Mounts = slices.DeleteFunc(r.Config.Mounts, func(m api.Mount) bool { return m.Mode != api.MountMemory })
+	boundMemory(r.Config.Mounts)
 	n := &r.Config.Network
 	*n = api.Network{
 		None: n.None, MTU: n.MTU, DNSMode: n.DNSMode, Intercept: n.Intercept,

@@ -40,6 +40,9 @@ func TestDecodeSent(t *testing.T) {
 		"a disk without a sum":    {`{"sandbox":{` + sandbox + `,"config":{"image":"x"},"disks":[{"mount":"/a","size":1}]}` + image + `}`, lowers, "does not say what was in it"},
 		"a disk that is a file":   {`{"sandbox":{` + sandbox + `,"config":{"image":"x"},"disks":[{"mount":"/a","size":1,"sum":"` + sum + `","inode":7}]}` + image + `}`, lowers, "does not say what was in it"},
 		"a disk that comes along": {`{"sandbox":{` + sandbox + `,"config":{"image":"x"},"disks":[{"mount":"/a","size":1,"sum":"` + sum + `","copied":true}]}` + image + `}`, lowers, "does not say what was in it"},
+		"places":                  {`{"sandbox":{` + sandbox + `,"config":{"image":"x"},"places":[{"target":"/a","mode":"overlay"},{"target":"/b","mode":"memory"}]}` + image + `}`, lowers, ""},
+		"no place":                {`{"sandbox":{` + sandbox + `,"config":{"image":"x"},"places":[{"target":"a","mode":"overlay"}]}` + image + `}`, lowers, "not an absolute path"},
+		"a place twice":           {`{"sandbox":{` + sandbox + `,"config":{"image":"x"},"places":[{"target":"/a","mode":"overlay"},{"target":"/a/","mode":"ro"}]}` + image + `}`, lowers, "taken by another mount"},
 		"a name as path":          {`{"sandbox":{` + strings.Replace(sandbox, "web", "../web", 1) + `,"config":{"image":"x"}}` + image + `}`, lowers, `name "../web"`},
 		"an id as path":           {`{"sandbox":{` + strings.Replace(sandbox, "abcdefghijkl", "../x", 1) + `,"config":{"image":"x"}}` + image + `}`, lowers, `name "../x"`},
 		"layers reversed":         {`{"sandbox":{` + sandbox + `,"config":{"image":"x"}}` + image + `}`, []saved.ExtraFile{lowers[1], lowers[0]}, `"lower-1" in the place of "lower-0"`},
@@ -76,7 +79,18 @@ func TestDisarm(t *testing.T) {
 		t.Error("it was not open before")
 	}
 	r.Config.Sockets = []api.Socket{{Host: "/run/docker.sock", Guest: "/s"}}
+	r.Config.Mounts = []api.Mount{
+		{Source: "/etc", Target: "/etc", Mode: api.MountReadOnly}, {Target: "/default", Mode: api.MountMemory},
+		{Target: "/huge", Mode: api.MountMemory, Quota: 1 << 50}, {Target: "/more", Mode: api.MountMemory},
+	}
 	r.disarm()
+	var quotas []int64
+	for _, m := range r.Config.Mounts {
+		quotas = append(quotas, m.Quota)
+	}
+	if want := []int64{256 << 20, 4<<30 - 256<<20, 1}; !slices.Equal(quotas, want) {
+		t.Errorf("its folders hold %d bytes, want %d", quotas, want)
+	}
 	if opened() {
 		t.Error("a private address is open")
 	}
