@@ -2,6 +2,8 @@ package sandbox
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -224,10 +226,17 @@ func (s *supervisor) judge(target string, offered workspace.FS) (workspace.FS, e
 	return workspace.NewHooks(offered, o)
 }
 
+// overlayName is the name of an overlay's folder. It goes by the place alone: in what
+// goes on from a sandbox, mounts may come in another order, and some be missing.
+func overlayName(target string) string {
+	sum := sha256.Sum256([]byte(target))
+	return hex.EncodeToString(sum[:8])
+}
+
 // openOverlay lays what the guest changes over a tree. It is in the sandbox's folder,
 // and stays there when it is stopped.
 func (s *supervisor) openOverlay(t *tree, i int, from *bundle, lower workspace.FS, quota int64) (workspace.FS, error) {
-	t.dir = s.dir.Path(overlaysName, strconv.Itoa(i))
+	t.dir = s.dir.Path(overlaysName, overlayName(t.Target))
 	if err := hostfs.Private(filepath.Dir(t.dir)); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,87 @@
+package sandbox
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/hostfs"
+	"github.com/matchlock/matchlock/internal/state"
+	"github.com/matchlock/matchlock/internal/workspace"
+	"github.com/matchlock/matchlock/vm"
+)
+
+// sandboxWithFiles is a sandbox that has folders of the host, and no machine. from is nil
+// or what it goes on from.
+func sandboxWithFiles(t *testing.T, home state.Home, from *Saved, mounts ...api.Mount) *supervisor {
+	t.Helper()
+	s := newSupervisor(Options{}, api.Config{Image: "x", Mounts: mounts})
+	var err error
+	if s.dir, err = state.Create(t.Context(), home.Sandboxes(), state.Record{}); err != nil {
+		t.Fatal(err)
+	}
+	must(t, hostfs.WriteRecord(s.dir.Path(configName), s.config))
+	if from != nil {
+		s.origin = &origin{Saved: from}
+	}
+	if err := s.openFiles(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// at is the tree of a place.
+func (f *files) at(t *testing.T, target string) tree {
+	t.Helper()
+	for _, tree := range f.trees {
+		if tree.Target == target {
+			return tree
+		}
+	}
+	t.Fatalf("there is nothing at %s", target)
+	return tree{}
+}
+
+func write(t *testing.T, fs workspace.FS, path, text string) {
+	t.Helper()
+	f, err := fs.Create(path, 0o644, workspace.Owner{})
+	must(t, err)
+	_, err = f.WriteAt([]byte(text), 0)
+	must(t, err, f.Close())
+}
+
+// savedFiles is what goes on from a sandbox, its machine aside.
+func savedFiles(t *testing.T, f *files) *Saved {
+	t.Helper()
+	to, err := os.Create(filepath.Join(t.TempDir(), "files"))
+	must(t, err, f.save(to))
+	t.Cleanup(func() { to.Close() })
+	return &Saved{record: savedRecord{Places: f.places()}, machine: &vm.Snapshot{Files: to}}
+}
+
+// What a sandbox changed in a folder stays with that folder, in whatever order its copy
+// is given them.
+func TestOverlaysInAnotherOrder(t *testing.T) {
+	root := t.TempDir()
+	home, err := state.At(root)
+	must(t, err, home.Open())
+	a := api.Mount{Source: t.TempDir(), Target: "/a", Mode: api.MountOverlay}
+	b := api.Mount{Source: t.TempDir(), Target: "/b", Mode: api.MountOverlay}
+	first := sandboxWithFiles(t, home, nil, a, b)
+	write(t, first.files.at(t, "/a").overlay, "of-a", "a")
+	write(t, first.files.at(t, "/b").overlay, "of-b", "b")
+	saved := savedFiles(t, first.files)
+	must(t, first.files.close(), first.dir.Close())
+
+	for name, mounts := range map[string][]api.Mount{"reversed": {b, a}, "one": {b}} {
+		s := sandboxWithFiles(t, home, saved, mounts...)
+		id := s.dir.Record().ID
+		must(t, s.files.close(), s.dir.Update(func(r *state.Record) { r.Status = api.StatusStopped }), s.dir.Close())
+		changes, err := Options{Home: root}.Overlay(id, "/b").Changes(t.Context())
+		must(t, err)
+		if len(changes) != 1 || changes[0].Path != "of-b" {
+			t.Errorf("%s: changed is %v, want of-b alone", name, changes)
+		}
+	}
+}
