@@ -173,7 +173,7 @@ func (s *supervisor) openTree(t *tree, i int, from *bundle) (workspace.FS, error
 			return nil, err
 		}
 		if m.Mode == api.MountOverlay {
-			overlay, err := s.openOverlay(t, i, from, offered, m.Quota)
+			overlay, err := s.openOverlay(t, i, from, offered, &m)
 			if err != nil {
 				return nil, errors.Join(err, offered.Close())
 			}
@@ -235,7 +235,7 @@ func overlayName(target string) string {
 
 // openOverlay lays what the guest changes over a tree. It is in the sandbox's folder,
 // and stays there when it is stopped.
-func (s *supervisor) openOverlay(t *tree, i int, from *bundle, lower workspace.FS, quota int64) (workspace.FS, error) {
+func (s *supervisor) openOverlay(t *tree, i int, from *bundle, lower workspace.FS, m *api.Mount) (workspace.FS, error) {
 	t.dir = s.dir.Path(overlaysName, overlayName(t.Target))
 	if err := hostfs.Private(filepath.Dir(t.dir)); err != nil {
 		return nil, err
@@ -258,7 +258,9 @@ func (s *supervisor) openOverlay(t *tree, i int, from *bundle, lower workspace.F
 		}
 	}
 	var err error
-	t.overlay, err = workspace.OpenOverlay(lower, t.dir, workspace.OverlayOptions{Quota: quota})
+	t.overlay, err = workspace.OpenOverlay(lower, t.dir, workspace.OverlayOptions{
+		Quota: m.Quota, Kept: slices.Concat(m.Hide, m.Protect), Name: filepath.Base(m.Source),
+	})
 	return t.overlay, err
 }
 

@@ -36,6 +36,8 @@ func (e *RefusedError) Error() string {
 	return "nothing is applied: " + strings.Join(all, "; ")
 }
 
+var errChanged = errors.New("the guest has changed it meanwhile")
+
 // Apply puts the changes into dir, which is what the lower tree is of, and so out of the
 // overlay. If one of them is refused nothing is done, and the error is a *RefusedError.
 //
@@ -62,6 +64,13 @@ func (o *Overlay) Apply(ctx context.Context, dir string, options ApplyOptions) (
 		return nil, err
 	}
 	defer to.Close()
+	there, err := to.Stat("")
+	if err != nil {
+		return nil, err
+	}
+	if was, err := o.lower.Stat(""); err != nil || was.ID != there.ID {
+		return nil, errors.Join(err, fmt.Errorf("%s: it is another folder than the sandbox has", dir))
+	}
 	if err := o.detach(changes); err != nil {
 		return nil, err
 	}
@@ -105,7 +114,7 @@ func (o *Overlay) detach(changes []api.FileChange) error {
 			above[dir] = true
 		}
 	}
-	for _, m := range o.moved(func(lower string) bool {
+	moved, err := o.moved(func(lower string) bool {
 		if above[lower] {
 			return true
 		}
@@ -115,7 +124,11 @@ func (o *Overlay) detach(changes []api.FileChange) error {
 			}
 		}
 		return false
-	}) {
+	})
+	if err != nil {
+		return err
+	}
+	for _, m := range moved {
 		if err := o.detachInode(m.inode); err != nil {
 			return fmt.Errorf("%q, which was %q: %w", m.path, m.inode.Lower, err)
 		}
@@ -130,11 +143,15 @@ type movedInode struct {
 }
 
 // moved finds inodes that read what is at certain places of the lower tree.
-func (o *Overlay) moved(at func(lower string) bool) (all []movedInode) {
+func (o *Overlay) moved(at func(lower string) bool) (all []movedInode, err error) {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
 	var walk func(n *inode, path string)
 	walk = func(n *inode, path string) {
+		if len(path) > maxCompared {
+			err = fmt.Errorf("%.64q…: %w", path, syscall.ENAMETOOLONG)
+			return
+		}
 		if n.Merged && string(n.Lower) != path && at(string(n.Lower)) {
 			all = append(all, movedInode{n, path})
 		}
@@ -145,7 +162,7 @@ func (o *Overlay) moved(at func(lower string) bool) (all []movedInode) {
 		}
 	}
 	walk(o.inodes[rootNumber], "")
-	return all
+	return all, err
 }
 
 // detachInode has an inode, and all that is in it, read the lower tree no more.
@@ -199,7 +216,7 @@ func (o *Overlay) applyTo(to FS, c api.FileChange) error {
 		return err
 	}
 	if (a.Mode^c.Mode)&syscall.S_IFMT != 0 || o.danger(c.Path, a) != c.Danger {
-		return errors.New("the guest has changed it meanwhile")
+		return errChanged
 	}
 	dir, _ := splitPath(c.Path)
 	if err := o.settleAll(dir); err != nil {
@@ -255,6 +272,10 @@ func (o *Overlay) applyTo(to FS, c api.FileChange) error {
 		}
 	case syscall.S_IFLNK:
 		target, err := o.Readlink(c.Path)
+		// It is a name of its own, and may be another link by now.
+		if err == nil && leadsOut(c.Path, target) && c.Danger != leadsOutDanger {
+			err = errChanged
+		}
 		if err == nil {
 			err = to.Symlink(target, fresh, Owner{})
 		}
@@ -430,7 +451,7 @@ func (o *Overlay) forget(path string, a Attr) error {
 func (o *Overlay) removeFrom(to FS, c api.FileChange) error {
 	if _, there, err := statIf(o, c.Path); there || err != nil {
 		if err == nil {
-			err = errors.New("the guest has changed it meanwhile")
+			err = errChanged
 		}
 		return err
 	}
@@ -456,7 +477,11 @@ func (o *Overlay) removeFrom(to FS, c api.FileChange) error {
 // release has nothing of the overlay read what the lower tree has at or below a path:
 // of what was moved away from there, some may be as the host has it already.
 func (o *Overlay) release(lower string) error {
-	for _, m := range o.moved(func(at string) bool { return within(at, lower) }) {
+	moved, err := o.moved(func(at string) bool { return within(at, lower) })
+	if err != nil {
+		return err
+	}
+	for _, m := range moved {
 		var err error
 		if m.inode.is(syscall.S_IFDIR) {
 			err = o.settleAll(m.path)

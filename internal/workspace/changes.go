@@ -3,9 +3,11 @@ package workspace
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/matchlock/matchlock/api"
@@ -64,10 +66,17 @@ func statIf(fs FS, path string) (a Attr, there bool, err error) {
 	return a, err == nil, err
 }
 
+// maxCompared bounds paths, in bytes. A guest can make deeper folders, whose paths together
+// would take all memory.
+const maxCompared = 16 << 10
+
 // both compares what is at a path, where the lower tree's is hidden since then; 0: not.
 func (c *comparison) both(path string, since int64) error {
 	if err := c.ctx.Err(); err != nil {
 		return err
+	}
+	if len(path) > maxCompared {
+		return fmt.Errorf("%.64q…: %w", path, syscall.ENAMETOOLONG)
 	}
 	m, hidden, same := c.o.entry(path)
 	if same {
@@ -89,8 +98,12 @@ func (c *comparison) both(path string, since int64) error {
 	case !here && !there:
 		return nil
 	case !here:
-		conflict, err := c.changedSince(path, since)
-		c.changes = append(c.changes, api.FileChange{Path: path, Kind: api.FileDeleted, Mode: below.Mode, Size: below.Size, Conflict: conflict})
+		change := api.FileChange{Path: path, Kind: api.FileDeleted, Mode: below.Mode, Size: below.Size}
+		if change.Conflict, err = c.changedSince(path, since); err != nil {
+			return err
+		}
+		change.Danger, err = c.keptIn(path)
+		c.changes = append(c.changes, change)
 		return err
 	case !there:
 		change := c.change(path, api.FileAdded, a)
@@ -256,6 +269,32 @@ func (c *comparison) changedSince(path string, since int64) (string, error) {
 	return "", nil
 }
 
+// keptIn tells whether something at or below a path of the lower tree is not the guest's
+// to remove.
+func (c *comparison) keptIn(path string) (danger string, err error) {
+	if len(c.o.kept) == 0 {
+		return "", nil
+	}
+	a, there, err := statIf(c.o.lower, path)
+	if err != nil || !there {
+		return "", err
+	}
+	folder := a.Mode&syscall.S_IFMT == syscall.S_IFDIR
+	if c.o.kept.match(path, func() bool { return folder }) {
+		return keptDanger, nil
+	}
+	if !folder {
+		return "", nil
+	}
+	names, err := folderNames(c.o.lower, path)
+	for _, name := range names {
+		if danger == "" && err == nil {
+			danger, err = c.keptIn(joinPath(path, name))
+		}
+	}
+	return danger, err
+}
+
 // change describes what is at a path now.
 func (c *comparison) change(path string, kind api.FileChangeKind, a Attr) api.FileChange {
 	change := api.FileChange{Path: path, Kind: kind, Mode: a.Mode, Danger: c.o.danger(path, a)}
@@ -266,39 +305,117 @@ func (c *comparison) change(path string, kind api.FileChangeKind, a Attr) api.Fi
 }
 
 // dangers are files that programs of the host run, or do what they say, because of
-// their names alone.
+// their names alone. What is in .git is judged by gitDanger.
 var dangers = []struct{ pattern, why string }{
-	{"**/.git/hooks/**", "git runs it"},
-	{"**/.git/modules/**/hooks/**", "git runs it"},
-	{"**/.git/config", "git runs what it names"},
-	{"**/.git/config.worktree", "git runs what it names"},
-	{"**/.git/modules/**/config", "git runs what it names"},
 	{".gitmodules", "git fetches and follows what it names"},
+	{".gitconfig", "git runs what it names"},
+	{"config.worktree", "git runs what it names"},
+	{"commondir", "git follows it to another repository"},
+	{"**/.githooks/**", "git runs it"},
+	{"**/.husky/**", "git runs it"},
+	{".pre-commit-config.yaml", "git runs what it names"},
+	{"lefthook.yml", "git runs what it names"},
+	{".lefthook.yml", "git runs what it names"},
 	{".envrc", "direnv runs it"},
 	{"**/.vscode/**", "an editor runs what it names"},
 	{"**/.idea/**", "an editor runs what it names"},
+	{"**/.vs/**", "an editor runs what it names"},
+	{"**/.zed/**", "an editor runs what it names"},
 	{"*.code-workspace", "an editor runs what it names"},
 	{"**/.devcontainer/**", "an editor runs what it names"},
 	{".devcontainer.json", "an editor runs what it names"},
+	{".exrc", "an editor runs it"},
+	{".nvimrc", "an editor runs it"},
+	{".nvim.lua", "an editor runs it"},
+	{".vimrc", "an editor runs it"},
+	{".dir-locals.el", "an editor runs it"},
+	{".gdbinit", "a debugger runs it"},
+	{".lldbinit", "a debugger runs it"},
 	{"**/.claude/**", "an agent runs what it names"},
+	{"**/.codex/**", "an agent runs what it names"},
 	{"**/.cursor/**", "an agent runs what it names"},
+	{"**/.gemini/**", "an agent runs what it names"},
+	{"**/.windsurf/**", "an agent runs what it names"},
 	{".mcp.json", "an agent runs what it names"},
-	{"**/.husky/**", "git runs it"},
-	{".pre-commit-config.yaml", "git runs what it names"},
 	{"**/.cargo/config", "cargo runs what it names"},
 	{"**/.cargo/config.toml", "cargo runs what it names"},
+	{"**/.mvn/**", "maven runs what it names"},
 	{".npmrc", "npm runs what it names"},
+	{".pnpmfile.cjs", "pnpm runs it"},
 	{".yarnrc", "yarn runs what it names"},
 	{".yarnrc.yml", "yarn runs what it names"},
+	{"**/.yarn/plugins/**", "yarn runs it"},
+	{"**/.yarn/releases/**", "yarn runs it"},
+	{"**/.config/**", "programs run what it names"},
 	{"**/.ssh/**", "ssh believes it"},
 	{".profile", "a shell runs it"},
+	{".login", "a shell runs it"},
+	{".cshrc", "a shell runs it"},
 	{".bash*", "a shell runs it"},
 	{".zsh*", "a shell runs it"},
 }
 
+// dangerous are the patterns of dangers.
+var dangerous = sync.OnceValue(func() (all patterns) {
+	for _, d := range dangers {
+		p, err := parsePattern(d.pattern)
+		if err != nil {
+			panic(err)
+		}
+		all = append(all, p)
+	}
+	return all
+})
+
+// plainInGit are files of .git that are data to git, and plainFolders folders of such.
+// All else there it may run, or be led by to what it runs.
+var (
+	plainInGit = foldAll("AUTO_MERGE", "CHERRY_PICK_HEAD", "COMMIT_EDITMSG", "FETCH_HEAD", "HEAD", "MERGE_HEAD", "MERGE_MODE", "MERGE_MSG",
+		"ORIG_HEAD", "REVERT_HEAD", "SQUASH_MSG", "description", "index", "info/exclude", "packed-refs", "shallow")
+	plainFolders = foldAll("logs", "objects", "refs")
+	alternates   = foldAll("objects/info/alternates", "objects/info/http-alternates")
+)
+
+// besideIt is what makes a folder a repository beside what.
+var besideIt = map[string]string{fold("config"): "HEAD", fold("HEAD"): "config"}
+
+func foldAll(texts ...string) []string {
+	for i := range texts {
+		texts[i] = fold(texts[i])
+	}
+	return texts
+}
+
+// gitDanger judges a path, folded, if it is one in .git.
+func gitDanger(path string, link bool) (why string, inGit bool) {
+	for path != "" && why == "" {
+		var name string
+		name, path, _ = strings.Cut(path, "/")
+		if name != fold(".git") {
+			continue
+		}
+		inGit = true
+		first, _, below := strings.Cut(path, "/")
+		switch {
+		case path == "" || slices.Contains(alternates, path):
+			why = "git follows it to another repository"
+		case !link && (slices.Contains(plainInGit, path) || below && slices.Contains(plainFolders, first)):
+		case strings.Contains("/"+path, fold("/hooks/")):
+			why = "git runs it"
+		default:
+			why = "git runs what it names"
+		}
+	}
+	return why, inGit
+}
+
 // danger says why a file should not get to the host unseen.
 func (o *Overlay) danger(path string, a Attr) string {
-	switch a.Mode & syscall.S_IFMT {
+	typ := a.Mode & syscall.S_IFMT
+	if o.kept.match(path, func() bool { return typ == syscall.S_IFDIR }) {
+		return keptDanger
+	}
+	switch typ {
 	case syscall.S_IFDIR:
 		return ""
 	case syscall.S_IFLNK:
@@ -307,33 +424,41 @@ func (o *Overlay) danger(path string, a Attr) string {
 			return err.Error()
 		}
 		if leadsOut(path, target) {
-			return "it may lead out of the folder"
+			return leadsOutDanger
 		}
 	case syscall.S_IFREG:
 	default:
 		return "it is no regular file"
 	}
-	for _, d := range dangers {
-		p, err := parsePatterns([]string{d.pattern})
-		if err != nil || p.match(path, func() bool { return false }) {
-			return d.why
+	folded := fold(joinPath(o.name, path))
+	for i, p := range dangerous() {
+		if _, match := p.walk(folded, func() bool { return false }); match {
+			return dangers[i].why
 		}
 	}
-	dir, name := splitPath(path)
-	if fold(name) == fold(".git") {
-		return "git follows it to another repository"
+	why, inGit := gitDanger(folded, typ == syscall.S_IFLNK)
+	if why != "" {
+		return why
 	}
-	// A folder that looks like a repository is one to git, whatever its name is.
-	if fold(name) == fold("config") {
-		if _, err := o.Stat(joinPath(dir, "HEAD")); err == nil {
+	// A folder that looks like a repository is one to git, whatever its name is. What
+	// comes last makes it one.
+	dir, name := splitPath(path)
+	if other := besideIt[fold(name)]; other != "" && !inGit {
+		if _, err := o.Stat(joinPath(dir, other)); err == nil {
 			return "git runs what it names"
 		}
 	}
-	if a.Mode&syscall.S_IFMT == syscall.S_IFREG && a.Mode&0o111 != 0 {
+	if typ == syscall.S_IFREG && a.Mode&0o111 != 0 {
 		return "it is executable"
 	}
 	return ""
 }
+
+// What danger says, to be compared.
+const (
+	leadsOutDanger = "it may lead out of the folder"
+	keptDanger     = "the guest may not change it"
+)
 
 // leadsOut tells whether a link at a path may lead out of the tree. One that goes up
 // again after going down does: what it went down through may be a link.

@@ -6,6 +6,9 @@ import "syscall"
 type filter struct {
 	FS
 	hide, protect patterns
+	// shows tells where the tree has what it shows at a path, if that may be elsewhere;
+	// nil: it may not.
+	shows func(path string) (lower string, ok bool)
 }
 
 // NewFilter keeps parts of a tree from the guest, by patterns as .gitignore has them,
@@ -15,8 +18,14 @@ type filter struct {
 // and not be made, changed, removed, renamed or linked: EPERM. Nothing is renamed
 // where the patterns would say another thing of what may be in it then. The filter
 // closes the tree.
+//
+// Of an Overlay it hides what matches where the lower tree has it, too: somebody may have
+// moved it before the pattern was there, or have written the overlay's journal himself.
 func NewFilter(fs FS, hide, protect []string) (FS, error) {
 	f := &filter{FS: fs}
+	if o, ok := fs.(*Overlay); ok && len(hide) > 0 {
+		f.shows = o.shows
+	}
 	var err error
 	if f.hide, err = parsePatterns(hide); err != nil {
 		return nil, err
@@ -40,7 +49,19 @@ func (f *filter) read(path string) error {
 	if f.hide.match(path, f.isFolder(path)) {
 		return syscall.ENOENT
 	}
+	if lower, moved := f.moved(path); moved && f.hide.match(lower, f.isFolder(path)) {
+		return syscall.ENOENT
+	}
 	return nil
+}
+
+// moved tells whether what is at a path is elsewhere in the tree below, and where.
+func (f *filter) moved(path string) (lower string, moved bool) {
+	if f.shows == nil {
+		return "", false
+	}
+	lower, ok := f.shows(path)
+	return lower, ok && lower != path
 }
 
 // change judges a change of what is at path, or of its name.
@@ -88,6 +109,7 @@ func (f *filter) ReadDir(path string) ([]DirEntry, error) {
 	if err != nil {
 		return nil, err
 	}
+	_, moved := f.moved(path)
 	shown := entries[:0]
 	for _, e := range entries {
 		name := joinPath(path, e.Name)
@@ -97,7 +119,7 @@ func (f *filter) ReadDir(path string) ([]DirEntry, error) {
 			}
 			return e.Type == syscall.S_IFDIR
 		}
-		if !f.hide.match(name, isFolder) {
+		if !f.hide.match(name, isFolder) && (!moved || f.read(name) == nil) {
 			shown = append(shown, e)
 		}
 	}

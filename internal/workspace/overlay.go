@@ -21,6 +21,10 @@ import (
 type OverlayOptions struct {
 	Quota int64 // bytes on the disk; 0 does not bound them
 	Files int64 // names that may be made, and names that may be removed; 0 is DefaultFiles
+	// Kept are patterns, see NewFilter, of what the guest should not have changed. That it
+	// has is a danger to Apply.
+	Kept []string
+	Name string // of the lower tree's root on the host: files are dangers by their names
 }
 
 // maxHeld bounds what an overlay takes in memory, in bytes.
@@ -37,6 +41,8 @@ type Overlay struct {
 	tree
 	dir  string
 	data FS // the files' bytes
+	kept patterns
+	name string
 
 	journal   *os.File
 	size      int64 // of the journal
@@ -65,7 +71,10 @@ func OpenOverlay(lower FS, dir string, o OverlayOptions) (_ *Overlay, err error)
 			return nil, err
 		}
 	}
-	ov := &Overlay{dir: dir, readers: make(map[string]*openFile)}
+	ov := &Overlay{dir: dir, name: o.Name, readers: make(map[string]*openFile)}
+	if ov.kept, err = parsePatterns(o.Kept); err != nil {
+		return nil, err
+	}
 	ov.tree.maxima, ov.lower, ov.store = maxima{names: o.Files, held: maxHeld}, lower, ov
 	ov.init(ov.rootMeta(root))
 	if err := ov.replay(); err != nil {
@@ -251,6 +260,17 @@ type openFile struct {
 // dataName is the name of the file with an inode's bytes.
 func (n *inode) dataName() string { return strconv.FormatUint(n.Number, 16) }
 
+// shows tells what of the lower tree is seen at a path; ok is false if nothing is.
+func (o *Overlay) shows(path string) (lower string, ok bool) {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	n, lower, err := o.find(path)
+	if err != nil || n == nil {
+		return lower, err == nil
+	}
+	return string(n.Lower), n.Merged
+}
+
 // Open implements FS.
 func (o *Overlay) Open(path string, write bool) (File, error) { return o.openKeep(path, write, -1) }
 
@@ -406,18 +426,25 @@ func copyFile(dst, src File, size int64) error {
 	return copyBytes(dst, src, size)
 }
 
-// copyBytes copies size bytes, or what there is of them, and leaves out what is zero.
+// copyBytes copies size bytes, or what there is of them, and leaves out holes and what is
+// zero: a guest's file may be exbibytes of nothing.
 func copyBytes(dst, src File, size int64) error {
 	buf := make([]byte, 1<<20)
 	for offset := int64(0); offset < size; {
-		n, err := src.ReadAt(buf[:min(size-offset, int64(len(buf)))], offset)
+		switch next, err := src.SeekData(offset, seekData); {
+		case errors.Is(err, syscall.ENXIO):
+			return dst.Truncate(size) // a hole to the end
+		case err == nil:
+			offset = next
+		}
+		n, err := src.ReadAt(buf[:max(0, min(size-offset, int64(len(buf))))], offset)
 		for at, block := range disk.Blocks(buf[:n], offset) {
 			if _, err := dst.WriteAt(block, at); err != nil {
 				return err
 			}
 		}
 		if offset += int64(n); err == io.EOF {
-			size = offset
+			size = min(size, offset)
 		} else if err != nil {
 			return err
 		}
@@ -588,59 +615,5 @@ func (f *overlayFile) Close() error {
 	}
 	of.inode.open = nil
 	o.free(of.inode)
-	return err
-}
-
-// CopyOverlay makes dst, which must not exist, what the overlay in src is. Nobody may
-// change that meanwhile; it may be open.
-func CopyOverlay(dst, src string) (err error) {
-	if err := os.Mkdir(dst, 0o700); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.RemoveAll(dst)
-		}
-	}()
-	if err := os.Mkdir(filepath.Join(dst, "data"), 0o700); err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(filepath.Join(src, "data"))
-	if err != nil {
-		return err
-	}
-	if err := copyHostFile(dst, src, "journal"); err != nil {
-		return err
-	}
-	for _, entry := range entries {
-		if err := copyHostFile(dst, src, filepath.Join("data", entry.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// copyHostFile copies a file of ours, and its times, from one folder to another.
-func copyHostFile(dstDir, srcDir, name string) error {
-	src, err := os.Open(filepath.Join(srcDir, name))
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	info, err := src.Stat()
-	if err != nil {
-		return err
-	}
-	dst, err := os.OpenFile(filepath.Join(dstDir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	err = disk.CopySparse(dst, src)
-	if e := dst.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Chtimes(dst.Name(), info.ModTime(), info.ModTime())
-	}
 	return err
 }

@@ -172,18 +172,28 @@ func TestOverlayDangers(t *testing.T) {
 	lower := hostFolder(t, map[string]string{"repo/.git/config": "x", "tool": "x"})
 	o := overlayOn(t, lower, filepath.Join(t.TempDir(), "o"))
 	for path, danger := range map[string]bool{
-		".git/hooks/post-checkout":   true,
-		".GIT/Hooks/x":               true,
-		"repo/.git/config":           true,
-		"repo/.git/modules/m/config": true,
-		"repo/.git/HEAD":             false,
-		"sub/.git":                   true,
-		".envrc":                     true,
-		"a/b/.vscode/tasks.json":     true,
-		"bare/HEAD":                  false,
-		"bare/config":                true,
-		"config":                     false,
-		"main.go":                    false,
+		".git/hooks/post-checkout":          true,
+		".GIT/Hooks/x":                      true,
+		"repo/.git/config":                  true,
+		"repo/.git/modules/m/config":        true,
+		"repo/.git/HEAD":                    false,
+		"sub/.git":                          true,
+		".envrc":                            true,
+		"a/b/.vscode/tasks.json":            true,
+		"repo/.git/index":                   false,
+		"repo/.git/refs/heads/main":         false,
+		"repo/.git/objects/ab/cd":           false,
+		"repo/.git/commondir":               true, // its configuration is another folder's
+		"repo/.git/rebase-merge/x":          true, // "exec" among the steps
+		"repo/.git/objects/.git/x":          true,
+		"repo/.git/objects/info/alternates": true,
+		".config/fish/config.fish":          true,
+		".yarn/releases/yarn.cjs":           true,
+		"common/commondir":                  true,
+		"bare/HEAD":                         true,
+		"bare/config":                       true,
+		"config":                            false,
+		"main.go":                           false,
 	} {
 		dir := ""
 		for name := range strings.SplitSeq(filepath.Dir(path), "/") {
@@ -194,7 +204,7 @@ func TestOverlayDangers(t *testing.T) {
 			}
 		}
 		writeFile(t, o, path, "guest")
-		if a, err := o.Stat(path); err != nil || (o.danger(path, a) != "") != danger && path != "bare/config" {
+		if a, err := o.Stat(path); err != nil || (o.danger(path, a) != "") != danger && filepath.Dir(path) != "bare" {
 			t.Errorf("%s: danger %q (%v), want %v", path, o.danger(path, a), err, danger)
 		}
 	}
@@ -210,7 +220,7 @@ func TestOverlayDangers(t *testing.T) {
 	changes, err := o.Changes(context.Background())
 	must(t, err)
 	got := list(changes)
-	for _, want := range []string{"added main.go (danger)", "added out (danger)", "added fifo (danger)", "added bare/config (danger)", "modified repo/.git/config (danger)", "added config\n"} {
+	for _, want := range []string{"added main.go (danger)", "added out (danger)", "added fifo (danger)", "added bare/config (danger)", "added bare/HEAD (danger)", "modified repo/.git/config (danger)", "added config\n"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("not %q in\n%s", want, got)
 		}
@@ -228,6 +238,94 @@ func TestOverlayDangers(t *testing.T) {
 	if got := outline(t, openHost(t, lower, HostOptions{})); got != want {
 		t.Errorf("applied, the host has\n%s\nwant\n%s", got, want)
 	}
+}
+
+// What a file's name means may depend on that of the folder, which is not in it.
+func TestOverlayDangerOfRoot(t *testing.T) {
+	lower := hostFolder(t, map[string]string{".bashrc": "x", ".git/hooks/x": "x"})
+	for name, path := range map[string]string{".bashrc": "", ".git": "config"} {
+		o, err := OpenOverlay(openHost(t, filepath.Join(lower, name), HostOptions{ReadOnly: true}), filepath.Join(t.TempDir(), "o"), OverlayOptions{Name: name})
+		must(t, err)
+		defer o.Close()
+		if path == "" {
+			must(t, second(o.SetAttr("", Change{Size: new(int64)})))
+		} else {
+			writeFile(t, o, path, "guest")
+		}
+		changes, err := o.Changes(context.Background())
+		if err != nil || len(changes) != 1 || changes[0].Danger == "" {
+			t.Errorf("%s: changes %+v (%v), want one that is a danger", name, changes, err)
+		}
+	}
+}
+
+// Changes that no guest could have made under the patterns of now are not applied unseen.
+func TestOverlayKept(t *testing.T) {
+	lower := hostFolder(t, map[string]string{"sub/Makefile": "x", "sub/file": "x", "gone/deep/Makefile": "x", "free/file": "x"})
+	o, err := OpenOverlay(openHost(t, lower, HostOptions{ReadOnly: true}), filepath.Join(t.TempDir(), "o"), OverlayOptions{Kept: []string{"Makefile"}})
+	must(t, err)
+	defer o.Close()
+	writeFile(t, o, "sub/Makefile", "guest")
+	writeFile(t, o, "sub/file", "guest")
+	must(t, removeAll(o, "gone"), removeAll(o, "free"))
+	wantChanges(t, o, "deleted free", "deleted gone (danger)", "modified sub/Makefile (danger)", "modified sub/file")
+}
+
+// Changes are applied to the folder that they are of, not to what has its name now.
+func TestApplyToAnother(t *testing.T) {
+	lower := hostFolder(t, map[string]string{"file": "x"})
+	o := overlayOn(t, lower, filepath.Join(t.TempDir(), "o"))
+	writeFile(t, o, "new", "guest")
+	must(t, os.Rename(lower, lower+".away"), os.Mkdir(lower, 0o755))
+	if done, err := o.Apply(context.Background(), lower, ApplyOptions{}); err == nil || len(done) > 0 {
+		t.Errorf("applied %v (%v), want an error", done, err)
+	}
+}
+
+// A guest's folders may be deeper, and its files larger, than can be looked at.
+func TestChangesWithoutBounds(t *testing.T) {
+	lower := hostFolder(t, nil)
+	o := overlayOn(t, lower, filepath.Join(t.TempDir(), "o"))
+	writeFile(t, o, "large", "guest")
+	size := int64(1) << 40
+	must(t, second(o.SetAttr("large", Change{Size: &size})))
+	must(t, second(o.Apply(context.Background(), lower, ApplyOptions{})))
+	if info, err := os.Stat(filepath.Join(lower, "large")); err != nil || info.Size() != size {
+		t.Errorf("applied, it is %v (%v)", info, err)
+	}
+	path := ""
+	for len(path) <= maxCompared {
+		path = joinPath(path, strings.Repeat("x", maxName))
+		must(t, o.Mkdir(path, 0o755, guestUser))
+	}
+	if _, err := o.Changes(context.Background()); !errors.Is(err, syscall.ENAMETOOLONG) {
+		t.Errorf("Changes = %v, want ENAMETOOLONG", err)
+	}
+	must(t, o.Discard())
+	wantChanges(t, o)
+}
+
+// A filter's patterns are of where things are, too: they may have been moved before.
+func TestFilterOfMoved(t *testing.T) {
+	lower := hostFolder(t, map[string]string{".env": "secret", "config/key": "secret", "config/other": "x"})
+	o := overlayOn(t, lower, filepath.Join(t.TempDir(), "o"))
+	must(t, o.Rename(".env", "visible", 0), o.Rename("config", "moved", 0))
+	fs, err := NewFilter(o, []string{".env", "/config/key"}, nil)
+	must(t, err)
+	for _, path := range []string{"visible", "moved/key"} {
+		if _, err := fs.Open(path, false); err != syscall.ENOENT {
+			t.Errorf("Open of %s = %v, want ENOENT", path, err)
+		}
+		if err := fs.Rename(path, "x", 0); err != syscall.ENOENT {
+			t.Errorf("Rename of %s = %v, want ENOENT", path, err)
+		}
+	}
+	names, err := folderNames(fs, "moved")
+	if err != nil || !slices.Equal(names, []string{"other"}) {
+		t.Errorf("in the folder are %q (%v)", names, err)
+	}
+	f, err := fs.Open("moved/other", true)
+	must(t, err, f.Close())
 }
 
 // A file that is open when it is applied goes on in the overlay.
