@@ -2,12 +2,14 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 
@@ -110,12 +112,42 @@ func bar(p sandbox.Progress) string {
 		strings.Repeat("=", filled), strings.Repeat(" ", barWidth-filled), api.FormatSize(done), api.FormatSize(p.Total))
 }
 
-// printable makes text of an archive or registry fit for a terminal.
-func printable(text string) string {
+// printable makes a line of text of an archive, registry or guest fit for a terminal.
+func printable(text string) string { return strings.Map(printableRune, text) }
+
+func printableRune(r rune) rune {
+	if !unicode.IsPrint(r) {
+		return unicode.ReplacementChar
+	}
+	return r
+}
+
+// printableLines is printable of a text of lines, which may have tabs.
+func printableLines(text string) string {
 	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '\uFFFD'
+		if r == '\n' || r == '\t' {
+			return r
 		}
-		return r
+		return printableRune(r)
 	}, text)
+}
+
+// linesWriter makes what it passes on fit for a terminal. It is told of whole lines, or at
+// least of whole runes at last.
+type linesWriter struct {
+	w    io.Writer
+	rest []byte // of a rune that is not there to its end
+}
+
+func (l *linesWriter) Write(p []byte) (int, error) {
+	text := append(l.rest, p...)
+	end := len(text)
+	for i := max(0, end-utf8.UTFMax); i < end; i++ {
+		if utf8.RuneStart(text[i]) && !utf8.FullRune(text[i:]) {
+			end = i
+		}
+	}
+	_, err := io.WriteString(l.w, printableLines(string(text[:end])))
+	l.rest = append(l.rest[:0], text[end:]...)
+	return len(p), err
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,6 +30,26 @@ func TestAgo(t *testing.T) {
 	} {
 		if got := ago(d); got != want {
 			t.Errorf("ago(%v) = %q, want %q", d, got, want)
+		}
+	}
+}
+
+// A terminal gets no more of a guest's text than text, however it is parted.
+func TestLinesWriter(t *testing.T) {
+	const text = "+ä€😀\tx\r\n-\x1b[2K\u202e\x9b\n"
+	const want = "+ä€😀\tx\uFFFD\n-\uFFFD[2K\uFFFD\uFFFD\n"
+	for step := 1; step <= len(text); step++ {
+		var b strings.Builder
+		w := &linesWriter{w: &b}
+		for rest := text; rest != ""; {
+			n := min(step, len(rest))
+			if _, err := io.WriteString(w, rest[:n]); err != nil {
+				t.Fatal(err)
+			}
+			rest = rest[n:]
+		}
+		if b.String() != want {
+			t.Errorf("by %d: %q, want %q", step, b.String(), want)
 		}
 	}
 }

@@ -99,7 +99,7 @@ func onlyOne(cmd *cobra.Command, a, b string) {
 // printError prints a line for each fault, and the ways out that are known.
 func printError(w io.Writer, err error) {
 	for _, fault := range faults(err) {
-		fmt.Fprintf(w, "matchlock: error: %s\n", strings.ReplaceAll(fault.Error(), "\n", "\nmatchlock: error: "))
+		fmt.Fprintf(w, "matchlock: error: %s\n", strings.ReplaceAll(printableLines(fault.Error()), "\n", "\nmatchlock: error: "))
 		if hint := hintOf(fault); hint != "" {
 			fmt.Fprintf(w, "matchlock: hint: %s\n", hint)
 		}

@@ -69,7 +69,11 @@ follow it elsewhere, or the host has changed the file too.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			overlay := a.options().Overlay(args[0], target)
 			if asPatch {
-				return overlay.Patch(cmd.Context(), cmd.OutOrStdout())
+				w := cmd.OutOrStdout()
+				if isTerminal(w) { // which does what the guest's text says
+					w = &linesWriter{w: w}
+				}
+				return overlay.Patch(cmd.Context(), w)
 			}
 			changes, err := overlay.Changes(cmd.Context())
 			if err != nil {
@@ -95,7 +99,7 @@ func printChanges(w io.Writer, asJSON bool, changes []api.FileChange) error {
 		line := letter + " " + printable(name)
 		for _, why := range []string{c.Danger, c.Conflict} {
 			if why != "" {
-				line += "  ! " + why
+				line += "  ! " + printable(why)
 			}
 		}
 		if err := printEither(w, asJSON, c, line); err != nil {

@@ -253,7 +253,7 @@ func (c *comparison) changedSince(path string, since int64) (string, error) {
 	}
 	if a.Mode&syscall.S_IFMT != syscall.S_IFDIR {
 		if a.Ctime.UnixNano() > since {
-			return path + " was changed on the host", nil
+			return fmt.Sprintf("%q was changed on the host", path), nil
 		}
 		return "", nil
 	}

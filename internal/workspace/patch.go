@@ -35,7 +35,7 @@ func (o *Overlay) Patch(ctx context.Context, w io.Writer) error {
 		}
 		err := o.patch(w, c)
 		if err != nil && !errors.Is(err, syscall.ENOENT) { // it is gone since
-			return fmt.Errorf("%s: %w", c.Path, err)
+			return fmt.Errorf("%q: %w", c.Path, err)
 		}
 	}
 	return nil
