@@ -2,6 +2,7 @@ package api
 
 import (
 	"math"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -173,4 +174,27 @@ func FuzzTexts(f *testing.F) {
 		}
 		ParseHost(text)
 	})
+}
+
+// A mount's text means that mount, whatever its folder is called.
+func TestMountText(t *testing.T) {
+	for _, m := range []Mount{
+		{Source: "/a,hide=x:/w:rw", Target: "/b", Mode: MountOverlay},
+		{Source: `/a\,b\\c\d`, Target: `/x,ro\`, Mode: MountReadOnly},
+		{Source: "/a:/b:rw,", Target: "/c", Mode: MountReadWrite, Hide: []string{`\*`, "b:c"}, Quota: 5},
+		{Target: "/m", Mode: MountMemory},
+	} {
+		text, err := m.MarshalText()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back Mount
+		if err := back.UnmarshalText(text); err != nil || !reflect.DeepEqual(back, m) {
+			t.Errorf("%+v became %s and %+v (%v)", m, text, back, err)
+		}
+	}
+	var m Mount
+	if err := m.UnmarshalText([]byte(`C:\a\b:/x`)); err != nil || m.Source != `C:\a\b` {
+		t.Errorf(`C:\a\b is %q (%v)`, m.Source, err)
+	}
 }

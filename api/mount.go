@@ -97,10 +97,10 @@ func IsVolumeName(name string) bool {
 
 // UnmarshalText reads HOST:GUEST[:rw|ro|overlay|memory][,uid=N][,gid=N][,hide=GLOB][,protect=GLOB][,quota=SIZE];
 // HOST is empty for what is in memory. Without a mode it is rw. hide and protect may
-// be repeated.
+// be repeated. In a path, `\,` is a comma and `\\` a backslash.
 func (m *Mount) UnmarshalText(text []byte) error {
 	*m = Mount{Mode: MountReadWrite}
-	places, options, _ := strings.Cut(string(text), ",")
+	places, options := cutPlaces(string(text))
 	for _, mode := range []MountMode{MountReadWrite, MountReadOnly, MountOverlay, MountMemory} {
 		if rest, ok := strings.CutSuffix(places, ":"+string(mode)); ok && strings.Contains(rest, ":") {
 			m.Mode, places = mode, rest
@@ -143,6 +143,24 @@ func (m *Mount) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// cutPlaces parts the paths, with the mode, from the options.
+func cutPlaces(text string) (places, options string) {
+	var b strings.Builder
+	for i := 0; i < len(text); i++ {
+		switch {
+		case text[i] == ',':
+			return b.String(), text[i+1:]
+		case text[i] == '\\' && i+1 < len(text) && (text[i+1] == ',' || text[i+1] == '\\'):
+			i++
+		}
+		b.WriteByte(text[i])
+	}
+	return b.String(), ""
+}
+
+// escapePlace is the other way round.
+var escapePlace = strings.NewReplacer(`\`, `\\`, `,`, `\,`)
+
 func parseID(text string) (*uint32, error) {
 	n, err := strconv.ParseUint(text, 10, 32)
 	if err != nil {
@@ -154,7 +172,7 @@ func parseID(text string) (*uint32, error) {
 
 // MarshalText is the form that UnmarshalText reads.
 func (m Mount) MarshalText() ([]byte, error) {
-	text := []byte(m.Source + ":" + m.Target + ":" + string(m.Mode))
+	text := []byte(escapePlace.Replace(m.Source+":"+m.Target) + ":" + string(m.Mode))
 	if m.UID != nil {
 		text = fmt.Appendf(text, ",uid=%d", *m.UID)
 	}
