@@ -21,6 +21,8 @@ kernel) packages=(bc bison flex gcc libc6-dev libelf-dev linux-source-6.1 xz-uti
 	exit 2
 	;;
 esac
+# It comes with node.js as well, from elsewhere than Debian.
+[ "${1:-}" != test ] || command -v npm >/dev/null || packages+=(npm)
 
 if ! command -v dpkg-query >/dev/null; then
 	echo "setup: this is not Debian: see to it that these packages' programs are here: ${packages[*]}" >&2

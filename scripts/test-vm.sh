@@ -11,6 +11,7 @@
 #	images/debian-12.tar    root file system of Debian 12 with clients of all sorts
 #	images/debian-12        OCI layout of it, for `make bench`
 #	images/layers-60        OCI layout of 60 layers, see scripts/oci-image.sh
+#	node/                   node.js and npm for guests, with a cache of packages
 #	tools/                  servers that are unpacked, not installed
 #	home/                   a MATCHLOCK_HOME that tests may share, for the kernel in it
 #
@@ -48,6 +49,7 @@ if [ ! -e "$tools/servers" ]; then
 fi
 scripts/busybox-image.sh >"$images/busybox.tar"
 scripts/debian-image.sh "$images/debian-12.tar"
+scripts/node.sh "$MATCHLOCK_TEST_HOME/node"
 [ -d "$images/layers-60" ] || scripts/oci-image.sh "$images/layers-60" "$images/busybox.tar" 60
 
 # Without a package, all that have tests.

@@ -31,7 +31,7 @@ func (s *servers) fill(t *testing.T) {
 	}
 
 	// pip: an index with a wheel.
-	wheel := wheelOf(t)
+	wheel := wheelOf(t, "tiny", 0)
 	s.file(t, "www/simple/tiny/tiny-1.0-py3-none-any.whl", string(wheel))
 	s.file(t, "www/simple/tiny/index.html", fmt.Sprintf("<!DOCTYPE html>\n<a href=\"tiny-1.0-py3-none-any.whl#sha256=%x\">tiny-1.0-py3-none-any.whl</a>\n", sha256.Sum256(wheel)))
 
@@ -53,17 +53,26 @@ func (s *servers) fill(t *testing.T) {
 	s.file(t, "www/apt/Release", fmt.Sprintf("Origin: test\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n %x %d Packages\n", sha256.Sum256([]byte(packages)), len(packages)))
 }
 
-// wheelOf is the Python package tiny.
-func wheelOf(t *testing.T) []byte {
+// wheelOf is a Python package with a module of its name, and so many more in a folder.
+// It needs others.
+func wheelOf(t *testing.T, name string, modules int, needs ...string) []byte {
 	t.Helper()
+	metadata := "Metadata-Version: 2.1\nName: " + name + "\nVersion: 1.0\n"
+	for _, other := range needs {
+		metadata += "Requires-Dist: " + other + "\n"
+	}
+	files := [][2]string{
+		{name + ".py", "hello = 'from a wheel'\n"},
+		{name + "-1.0.dist-info/METADATA", metadata},
+		{name + "-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"},
+		{name + "-1.0.dist-info/RECORD", ""},
+	}
+	for i := range modules {
+		files = append(files, [2]string{fmt.Sprintf("%s_modules/m%d.py", name, i), fmt.Sprintf("number = %d\n", i)})
+	}
 	var archive bytes.Buffer
 	w := zip.NewWriter(&archive)
-	for _, file := range [][2]string{
-		{"tiny.py", "hello = 'from a wheel'\n"},
-		{"tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n"},
-		{"tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"},
-		{"tiny-1.0.dist-info/RECORD", ""},
-	} {
+	for _, file := range files {
 		f, err := w.Create(file[0])
 		if err == nil {
 			_, err = f.Write([]byte(file[1]))

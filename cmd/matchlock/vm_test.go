@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -29,6 +30,7 @@ import (
 // installed is the program with a home of its own.
 type installed struct {
 	program, home string
+	patience      time.Duration // 0: patienceVM
 }
 
 // install skips without MATCHLOCK_TEST_VM; with it, what is missing is a failure.
@@ -50,7 +52,7 @@ func install(t *testing.T) *installed {
 	if _, err := os.Stat(program); err != nil {
 		t.Fatalf("%v: run make build", err)
 	}
-	m := &installed{program, emptyHome(t, t.TempDir())}
+	m := &installed{program: program, home: emptyHome(t, t.TempDir())}
 	m.mustRun(t, "image", "import", "busybox", filepath.Join(shared, "images", "busybox.tar"))
 	return m
 }
@@ -79,7 +81,7 @@ func (m *installed) apart(t *testing.T) *installed {
 	if err := os.Symlink(filepath.Join(m.home, "data"), filepath.Join(home, "data")); err != nil {
 		t.Fatal(err)
 	}
-	return &installed{m.program, home}
+	return &installed{m.program, home, m.patience}
 }
 
 // patienceVM is how long a run may take that boots a VM on a busy host.
@@ -89,7 +91,7 @@ const patienceVM = 2 * time.Minute
 // a failure of whatever test that is.
 func (m *installed) command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patienceVM)
+	ctx, cancel := context.WithTimeout(t.Context(), cmp.Or(m.patience, patienceVM))
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, m.program, args...)
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "MATCHLOCK_") }), "MATCHLOCK_HOME="+m.home)
@@ -278,7 +280,7 @@ func TestVMFullDisk(t *testing.T) {
 	archive := filepath.Join(os.Getenv("MATCHLOCK_TEST_HOME"), "images", "busybox.tar")
 	for _, size := range []string{"64k", "1m", "3m"} {
 		t.Run("import on "+size, func(t *testing.T) {
-			small := &installed{m.program, emptyHome(t, mountTmpfs(t, size))}
+			small := &installed{program: m.program, home: emptyHome(t, mountTmpfs(t, size))}
 			small.refuses(t, nil, noSpace, hint, "image", "import", "busybox", archive)
 			small.leavesNothing(t)
 			for _, dir := range []string{"blobs/sha256", "layers"} {
@@ -293,7 +295,7 @@ func TestVMFullDisk(t *testing.T) {
 			small.mustRun(t, "image", "import", "busybox", archive)
 		})
 	}
-	small := &installed{m.program, emptyHome(t, mountTmpfs(t, "16m"))}
+	small := &installed{program: m.program, home: emptyHome(t, mountTmpfs(t, "16m"))}
 	small.mustRun(t, "image", "import", "busybox", archive)
 	for _, free := range []int64{0, 8 << 10, 64 << 10} {
 		t.Run(fmt.Sprintf("scratch disk with %d bytes", free), func(t *testing.T) {
