@@ -113,17 +113,16 @@ func sumOf(path string) (string, error) {
 // makeFiles makes a folder with files.sh, and what that works on, once more as tars.
 func makeFiles(ctx context.Context, folder string) error {
 	for _, of := range []struct {
-		name          string
-		dirs, inEach  int
-		bytesAndLines int
-	}{{"repo", 100, 100, 200}, {"tree", 200, 100, 20}, {"new", 20, 100, 1024}} {
-		for i := range of.dirs * of.inEach {
-			path := filepath.Join(folder, of.name, strconv.Itoa(i/of.inEach), strconv.Itoa(i%of.inEach))
+		name         string
+		count, bytes int
+	}{{"repo", 10_000, 200}, {"tree", 20_000, 20}, {"new", 2000, 1024}} {
+		for i := range of.count {
+			path := filepath.Join(folder, of.name, strconv.Itoa(i/100), strconv.Itoa(i%100))
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 				return err
 			}
-			text := strings.Repeat(fmt.Sprintln("file", i), of.bytesAndLines)
-			if err := os.WriteFile(path, []byte(text[:of.bytesAndLines]), 0o644); err != nil {
+			text := strings.Repeat(fmt.Sprintln("file", i), of.bytes)
+			if err := os.WriteFile(path, []byte(text[:of.bytes]), 0o644); err != nil {
 				return err
 			}
 		}
@@ -132,7 +131,7 @@ func makeFiles(ctx context.Context, folder string) error {
 		return err
 	}
 	// A file has another inode's number in each guest, for which git would read all
-	// files anew. The repository that tar makes has other times than its index says.
+	// files anew each time.
 	return run(ctx, "sh", "-ec", `
 		cd "$0"
 		tar -cf new.tar -C new .

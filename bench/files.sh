@@ -2,6 +2,9 @@
 # long it took in ms, or in µs for each file. It is run by bash, as root.
 set -eu -o pipefail
 source=${0%/*}
+# What one guest makes the other does not remove: a server may keep a removed file open,
+# and then its memory is not there for the next one.
+big=big.$HOSTNAME new=new.$HOSTNAME
 mkdir -p "$2"
 cd "$2"
 
@@ -14,7 +17,7 @@ took() {
 	printf 'took %d.%03d\n' $((us / 1000)) $((us % 1000))
 }
 
-# forget has the guest's kernel know nothing of files.
+# forget has the guest's kernel know nothing of files, and no work left with them.
 forget() {
 	sync
 	echo 3 >/proc/sys/vm/drop_caches
@@ -25,13 +28,14 @@ have() { [ -e "$1" ] || tar -xf "$source/$1.tar"; }
 
 case $1 in
 write)
-	rm -f big
-	took dd if=/dev/zero of=big bs=1M count=256 status=none
+	rm -f "$big"
+	forget
+	took dd if=/dev/zero of="$big" bs=1M count=256 status=none
 	;;
 read)
-	[ -e big ] || dd if=/dev/zero of=big bs=1M count=256 status=none
+	[ -e "$big" ] || dd if=/dev/zero of="$big" bs=1M count=256 status=none
 	forget
-	took dd if=big of=/dev/null bs=1M status=none
+	took dd if="$big" of=/dev/null bs=1M status=none
 	;;
 status)
 	have repo
@@ -56,14 +60,15 @@ stat)
 		printf "took %.1f\n", (time - $began) * 1e6 / @files'
 	;;
 create | remove)
-	rm -rf new
-	mkdir new
+	rm -rf "$new"
+	mkdir "$new"
+	sync
 	[ -e /tmp/new.tar ] || cp "$source/new.tar" /tmp
 	if [ "$1" = create ]; then
-		took tar -xf /tmp/new.tar -C new
+		took tar -xf /tmp/new.tar -C "$new"
 	else
-		tar -xf /tmp/new.tar -C new
-		took rm -r new
+		tar -xf /tmp/new.tar -C "$new"
+		took rm -r "$new"
 	fi
 	;;
 esac
