@@ -137,6 +137,9 @@ func makeImage(path string, fill func(*os.File) error) (err error) {
 	if isAt(file, making) != nil {
 		return ErrVolumeTaken
 	}
+	if err := checkOwn(file); err != nil {
+		return fmt.Errorf("%s: %w", making, err)
+	}
 	defer os.Remove(making)
 	if err := file.Truncate(0); err != nil { // of what a maker left that was killed
 		return err
@@ -154,6 +157,20 @@ func makeImage(path string, fill func(*os.File) error) (err error) {
 		return err
 	}
 	return errors.Join(folder.Sync(), folder.Close())
+}
+
+// checkOwn makes sure that a file is ours alone: in a folder that others may write to,
+// they may have put it there to have what is written.
+func checkOwn(file *os.File) error {
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	if !info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0 || int(st.Uid) != os.Geteuid() || st.Nlink != 1 {
+		return errors.New("it is there already, and not ours alone")
+	}
+	return nil
 }
 
 // Volumes lists the volumes that there are, by name.

@@ -225,3 +225,32 @@ func TestSavedFiles(t *testing.T) {
 		t.Error("without files it is opened")
 	}
 }
+
+// What others have put where an image is to be made gets none of it.
+func TestImageMadeByOthers(t *testing.T) {
+	o, _ := volumeHome(t)
+	if _, err := o.CreateVolume(t.Context(), "data", 0); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	secret := filepath.Join(dir, "secret")
+	for name, put := range map[string]func(path string) error{
+		"readable": func(path string) error { return errors.Join(os.WriteFile(path, nil, 0o600), os.Chmod(path, 0o644)) },
+		"a fifo":   func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"a link": func(path string) error {
+			return errors.Join(os.WriteFile(secret, []byte("x"), 0o600), os.Link(secret, path))
+		},
+	} {
+		planted := filepath.Join(dir, makingPrefix+"x.ext4")
+		if err := put(planted); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := o.CopyVolume(t.Context(), "data", filepath.Join(dir, "x.ext4")); err == nil || !strings.Contains(err.Error(), "not ours alone") {
+			t.Errorf("%s: %v", name, err)
+		}
+		os.Remove(planted)
+	}
+	if text, err := os.ReadFile(secret); err != nil || string(text) != "x" {
+		t.Errorf("the file is %q (%v)", text, err)
+	}
+}
