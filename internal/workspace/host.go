@@ -16,7 +16,8 @@ type HostOptions struct {
 	// appear as nobody's, 65534.
 	Owner Owner
 	// Quota bounds by how many bytes the tree may grow; 0 does not. What the host
-	// itself adds is not counted, nor what was added before OpenHost.
+	// itself adds is not counted, nor what was added before OpenHost. There is also no more
+	// than a name, of whatever, for each 4096 of them, but for the first 1000.
 	Quota int64
 	Used  int64 // bytes of Quota that are taken from the beginning
 	// Files bounds how many names may be added; 0 is DefaultFiles.

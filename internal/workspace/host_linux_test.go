@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -186,6 +187,22 @@ func TestHostDropsSetID(t *testing.T) {
 	must(t, os.WriteFile(path, []byte("x"), 0o755), os.Chmod(path, 0o755|os.ModeSetuid|os.ModeSetgid))
 	writeFile(t, openHost(t, dir, HostOptions{}), "tool", "evil")
 	wantHarmless(t, dir)
+}
+
+// Folders take room, too: a quota in bytes bounds how many there can be.
+func TestQuotaOfFolders(t *testing.T) {
+	overlay, err := OpenOverlay(openHost(t, t.TempDir(), HostOptions{ReadOnly: true}), filepath.Join(t.TempDir(), "o"), OverlayOptions{Quota: 4 << 20})
+	must(t, err)
+	defer overlay.Close()
+	for name, fs := range map[string]FS{"host": openHost(t, t.TempDir(), HostOptions{Quota: 4 << 20}), "overlay": overlay} {
+		made := 0
+		for err = nil; err == nil && made < 5000; made++ {
+			err = fs.Mkdir(strconv.Itoa(made), 0o755, guestUser)
+		}
+		if err != syscall.EDQUOT || made != 1025 {
+			t.Errorf("%s: folder %d: %v, want EDQUOT at 1025", name, made, err)
+		}
+	}
 }
 
 func TestHostQuota(t *testing.T) {

@@ -19,7 +19,7 @@ import (
 
 // OverlayOptions say what an overlay may take.
 type OverlayOptions struct {
-	Quota int64 // bytes on the disk; 0 does not bound them
+	Quota int64 // bytes on the disk; 0 does not bound them. A name counts for 4096, see HostOptions
 	Files int64 // names that may be made, and names that may be removed; 0 is DefaultFiles
 	// Kept are patterns, see NewFilter, of what the guest should not have changed. That it
 	// has is a danger to Apply.
@@ -58,9 +58,7 @@ type Overlay struct {
 // OpenOverlay opens the overlay in dir, a private folder that is made when it is missing;
 // one at a time may have it open. The overlay closes the lower tree.
 func OpenOverlay(lower FS, dir string, o OverlayOptions) (_ *Overlay, err error) {
-	if o.Files == 0 {
-		o.Files = DefaultFiles
-	}
+	o.Files = mostNames(o.Quota, o.Files)
 	root, err := lower.Stat("")
 	if err != nil {
 		return nil, err

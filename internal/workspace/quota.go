@@ -21,10 +21,20 @@ type quota struct {
 }
 
 func newQuota(bytes, files int64) *quota {
+	return &quota{bytes: bytes, files: mostNames(bytes, files), open: make(map[ID]int)}
+}
+
+// mostNames is how many names may be added where so many bytes and names may be; 0 is
+// not bounded, and DefaultFiles. Folders and links take room that is not counted, a block
+// each, so bytes bound them too.
+func mostNames(bytes, files int64) int64 {
 	if files == 0 {
 		files = DefaultFiles
 	}
-	return &quota{bytes: bytes, files: files, open: make(map[ID]int)}
+	if bytes != 0 {
+		files = min(files, max(1000, bytes/blockSize))
+	}
+	return files
 }
 
 // name counts a new name, which add makes.
