@@ -207,6 +207,10 @@ func (s *supervisor) serveOverlay(ctx context.Context, c *control.Call) (any, er
 		return nil, err
 	}
 	defer file.Close()
+	if s.files != nil && (p.Do == "apply" || p.Do == "discard") {
+		s.files.applying.Lock()
+		defer s.files.applying.Unlock()
+	}
 	if err := doOverlay(ctx, s.hosted(), p, file); err != nil {
 		return nil, err
 	}

@@ -29,6 +29,8 @@ type files struct {
 	trees  []tree // in the guest's order
 	server *fuse.Server
 
+	applying sync.Mutex // held while an overlay changes by what is not the guest
+
 	serving sync.WaitGroup // until the machine has ended
 }
 
@@ -289,6 +291,10 @@ func (f *files) places() (places []savedPlace) {
 // save writes what the guest knows of its files, and those that are only its own. The
 // guest stands still.
 func (f *files) save(to *os.File) error {
+	if !f.applying.TryLock() { // it may take long, and the guest would stand still
+		return errors.New("its workspace is being applied or discarded")
+	}
+	defer f.applying.Unlock()
 	b := &bundle{file: to}
 	if err := b.addFrom("nodes", f.server.Save); err != nil {
 		return err

@@ -28,6 +28,19 @@ type comparison struct {
 	o       *Overlay
 	ctx     context.Context
 	changes []api.FileChange
+	size    int // bytes of their paths
+}
+
+// maxChanges bounds these.
+const maxChanges = 256 << 20
+
+// add adds a change.
+func (c *comparison) add(change api.FileChange) error {
+	c.changes = append(c.changes, change)
+	if c.size += len(change.Path); c.size > maxChanges {
+		return fmt.Errorf("%d changes and more: too many to be told", len(c.changes))
+	}
+	return nil
 }
 
 // entry tells what an overlay has itself at a path: the inode's meta, nil for none, and
@@ -102,18 +115,23 @@ func (c *comparison) both(path string, since int64) error {
 		if change.Conflict, err = c.changedSince(path, since); err != nil {
 			return err
 		}
-		change.Danger, err = c.keptIn(path)
-		c.changes = append(c.changes, change)
-		return err
+		if change.Danger, err = c.keptIn(path); err != nil {
+			return err
+		}
+		return c.add(change)
 	case !there:
 		change := c.change(path, api.FileAdded, a)
 		if m.fromHere(path) && since == 0 {
 			change.Conflict = "it was removed on the host"
 		}
-		c.changes = append(c.changes, change)
+		if err := c.add(change); err != nil {
+			return err
+		}
 	case folder && below.Mode&syscall.S_IFMT == syscall.S_IFDIR:
 		if !sameMode(a.Mode, below.Mode) {
-			c.changes = append(c.changes, c.change(path, api.FileModified, a))
+			if err := c.add(c.change(path, api.FileModified, a)); err != nil {
+				return err
+			}
 		}
 	default:
 		same, err := c.o.sameContent(path, m, a, below)
@@ -136,7 +154,9 @@ func (c *comparison) both(path string, since int64) error {
 				return err
 			}
 		}
-		c.changes = append(c.changes, change)
+		if err := c.add(change); err != nil {
+			return err
+		}
 	}
 	if !folder {
 		return nil
