@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -172,7 +173,7 @@ func (o Options) New(ctx context.Context, config api.Config) (*Sandbox, error) {
 			return nil, err
 		}
 	}
-	config, err := withWholePaths(config.WithDefaults())
+	config, err := withWholePaths(config.WithDefaults(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -184,9 +185,11 @@ func (o Options) New(ctx context.Context, config api.Config) (*Sandbox, error) {
 }
 
 // withWholePaths has a configuration name files of the host from the root on: it may
-// be started again in another folder.
-func withWholePaths(c api.Config) (api.Config, error) {
-	c.Disks, c.Sockets, c.Secrets = slices.Clone(c.Disks), slices.Clone(c.Sockets), slices.Clone(c.Secrets)
+// be started again in another folder. Links to mounts are followed now and never again:
+// a guest that may write to a folder could lead those elsewhere that lie in it. known
+// are mounts of which that was done before.
+func withWholePaths(c api.Config, known []api.Mount) (api.Config, error) {
+	c.Disks, c.Secrets = slices.Clone(c.Disks), slices.Clone(c.Secrets)
 	c.Network.UpstreamCA, c.Network.Hooks = slices.Clone(c.Network.UpstreamCA), slices.Clone(c.Network.Hooks)
 	var paths []*string
 	c.Mounts, c.Sockets = slices.Clone(c.Mounts), slices.Clone(c.Sockets)
@@ -194,9 +197,6 @@ func withWholePaths(c api.Config) (api.Config, error) {
 		if m := &c.Mounts[i]; m.Source != "" && !m.IsVolume() {
 			paths = append(paths, &m.Source)
 		}
-	}
-	for i := range c.Sockets {
-		paths = append(paths, &c.Sockets[i].Host)
 	}
 	for i := range c.Disks {
 		paths = append(paths, &c.Disks[i].File)
@@ -223,6 +223,20 @@ func withWholePaths(c api.Config) (api.Config, error) {
 			return c, err
 		}
 		*path = whole
+	}
+	for i := range c.Mounts {
+		m := &c.Mounts[i]
+		if !filepath.IsAbs(m.Source) || slices.ContainsFunc(known, func(k api.Mount) bool { return k.Source == m.Source }) {
+			continue
+		}
+		real, err := filepath.EvalSymlinks(m.Source)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // which is said later
+		}
+		if err != nil {
+			return c, fmt.Errorf("mount at %s: %w", m.Target, err)
+		}
+		m.Source = real
 	}
 	return c, nil
 }

@@ -248,7 +248,7 @@ func (o Options) Restore(ctx context.Context, s *Saved, config api.Config) (*San
 	if err := s.allows(&config); err != nil {
 		return nil, err
 	}
-	config, err := withWholePaths(config)
+	config, err := withWholePaths(config, s.record.Config.Mounts)
 	if err != nil {
 		return nil, err
 	}

@@ -167,7 +167,7 @@ func (s *supervisor) openTree(t *tree, i int, from *bundle) (workspace.FS, error
 		} else if t.File == info.IsDir() {
 			return nil, fmt.Errorf("%s: a folder in the place of a file, or a file in that of a folder", m.Source)
 		}
-		options := workspace.HostOptions{ReadOnly: m.Mode != api.MountReadWrite, Owner: owner}
+		options := workspace.HostOptions{ReadOnly: m.Mode != api.MountReadWrite, Owner: owner, Exact: true}
 		if m.Mode == api.MountReadWrite {
 			options.Quota = m.Quota
 		}

@@ -85,3 +85,40 @@ func TestOverlaysInAnotherOrder(t *testing.T) {
 		}
 	}
 }
+
+// A guest that may write to a folder leads no other mount out of it, by a link in the
+// place of what the other one is of, when that is opened again.
+func TestMountsInMounts(t *testing.T) {
+	root := t.TempDir()
+	home, err := state.At(root)
+	must(t, err, home.Open())
+	out, in := t.TempDir(), t.TempDir()
+	must(t, os.WriteFile(filepath.Join(out, "file"), []byte("secret"), 0o600), os.WriteFile(filepath.Join(in, ".env"), nil, 0o600), os.Mkdir(filepath.Join(in, "dir"), 0o700))
+	must(t, os.Symlink(in, out+"/link"))
+	config, err := withWholePaths(api.Config{Image: "x", Mounts: []api.Mount{
+		{Source: out + "/link", Target: "/in", Mode: api.MountReadWrite},
+		{Source: out + "/link/.env", Target: "/in/.env", Mode: api.MountReadOnly},
+		{Source: out + "/link/dir", Target: "/dir", Mode: api.MountOverlay},
+	}}, nil)
+	must(t, err)
+	s := sandboxWithFiles(t, home, nil, config.Mounts...)
+	saved := savedFiles(t, s.files)
+	saved.record.Config = config
+	must(t, s.files.close(), s.dir.Close())
+
+	for name, to := range map[string]string{".env": out + "/file", "dir": out} {
+		place := filepath.Join(in, name)
+		must(t, os.Rename(place, place+".was"), os.Symlink(to, place))
+		again, err := withWholePaths(saved.Config(), saved.record.Config.Mounts)
+		must(t, err)
+		k := newSupervisor(Options{}, again)
+		k.dir, err = state.Create(t.Context(), home.Sandboxes(), state.Record{})
+		must(t, err)
+		k.origin = &origin{Saved: saved}
+		if err := k.openFiles(); err == nil {
+			t.Errorf("%s: a link out of the folder was followed", name)
+			must(t, k.files.close())
+		}
+		must(t, k.dir.Close(), os.Remove(place), os.Rename(place+".was", place))
+	}
+}

@@ -38,7 +38,7 @@ func (e *RefusedError) Error() string {
 
 var errChanged = errors.New("the guest has changed it meanwhile")
 
-// Apply puts the changes into dir, which is what the lower tree is of, and so out of the
+// Apply puts the changes into dir, a path without links to what the lower tree is of, and so out of the
 // overlay. If one of them is refused nothing is done, and the error is a *RefusedError.
 //
 // A file is written beside its place, with a name that begins with ".matchlock-", and
@@ -59,7 +59,7 @@ func (o *Overlay) Apply(ctx context.Context, dir string, options ApplyOptions) (
 	if len(refused) > 0 {
 		return nil, &RefusedError{refused}
 	}
-	to, err := OpenHost(dir, HostOptions{Files: 1 << 40}) // the overlay has its bounds
+	to, err := OpenHost(dir, HostOptions{Files: 1 << 40, Exact: true}) // the overlay has its bounds
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,9 @@ import (
 
 // HostOptions say how a folder of the host is offered.
 type HostOptions struct {
+	// Exact takes a link in the path to the tree for an error. Who may write to a folder
+	// on the way could have put it there.
+	Exact bool
 	// ReadOnly refuses every change with EROFS, and opens no file for writing.
 	ReadOnly bool
 	// Owner is whom files appear to belong to that are the host user's: the user of

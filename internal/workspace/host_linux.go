@@ -45,16 +45,19 @@ type host struct {
 const maxRecords = 65536
 
 // OpenHost is the tree of a folder of the host, or of a single file. Links in the path
-// to it are followed, once. Files of it are opened through /proc/self/fd.
+// to it are followed, once, unless it is to be Exact. Files of it are opened through /proc/self/fd.
 //
 // What the guest makes belongs to the user of this process. Set-id bits, the sticky bit
 // and owners never get to the host's files, nor do permissions by which we could not
 // serve them any more: an xattr, user.matchlock, keeps these, or memory, as long as the
 // tree is open, where files have no xattrs.
 func OpenHost(dir string, o HostOptions) (FS, error) {
-	path, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return nil, err
+	path := dir
+	if !o.Exact {
+		var err error
+		if path, err = filepath.EvalSymlinks(dir); err != nil {
+			return nil, err
+		}
 	}
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -67,7 +70,7 @@ func OpenHost(dir string, o HostOptions) (FS, error) {
 	} else if !info.IsDir() {
 		return nil, fmt.Errorf("%s: neither a folder nor a regular file", dir)
 	}
-	fd, err := unix.Open(filepath.Clean(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := openRoot(filepath.Clean(path), o.Exact)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -98,6 +101,27 @@ func OpenHost(dir string, o HostOptions) (FS, error) {
 		return nil, fmt.Errorf("%s: /proc is not mounted (%v)", dir, err)
 	}
 	return h, nil
+}
+
+// openRoot opens a folder of the host.
+func openRoot(path string, exact bool) (int, error) {
+	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	if !exact {
+		return unix.Open(path, flags, 0)
+	}
+	fd, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{Flags: flags, Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS})
+	if err != unix.ENOSYS && err != unix.EPERM {
+		return fd, err
+	}
+	if !filepath.IsAbs(path) {
+		return -1, unix.EINVAL
+	}
+	top, err := unix.Open("/", flags, 0)
+	if err != nil || path == "/" {
+		return top, err
+	}
+	defer unix.Close(top)
+	return walk(top, path[1:], flags)
 }
 
 func (h *host) Close() error { return h.root.Close() }
