@@ -168,7 +168,7 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 		return err
 	}
 	s.unwind.push(s.recordEnd)
-	if err := checkSockets(s.config.Sockets); err != nil {
+	if err := errors.Join(checkSockets(s.config.Sockets), checkReach(&s.config)); err != nil {
 		return err
 	}
 	if err := s.openEvents(); err != nil {

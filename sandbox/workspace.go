@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path"
@@ -126,6 +127,37 @@ func (s *supervisor) openFiles() (err error) {
 	s.files = f
 	s.unwind.push(f.close)
 	return nil
+}
+
+// checkReach makes sure that no socket and no disk lies in a folder that the guest may
+// write to: a link in its place would have the guest reach another one of this host, a
+// socket at its next connection.
+func checkReach(c *api.Config) error {
+	given := map[string]string{}
+	for _, k := range c.Sockets {
+		given[k.Host] = "socket"
+	}
+	for _, d := range c.Disks {
+		given[d.File] = "disk"
+	}
+	var errs []error
+	for _, m := range withoutVolumes(c.Mounts) {
+		if m.Mode != api.MountReadWrite {
+			continue
+		}
+		below := strings.TrimSuffix(m.Source, "/") + "/"
+		for _, file := range slices.Sorted(maps.Keys(given)) {
+			real := file
+			if dir, err := filepath.EvalSymlinks(filepath.Dir(file)); err == nil {
+				real = filepath.Join(dir, filepath.Base(file))
+			}
+			if strings.HasPrefix(file, below) || strings.HasPrefix(real, below) {
+				errs = append(errs, &hintError{fmt.Errorf("%s %q: it lies in %s, where the sandbox could put a link to another one", given[file], file, m.Source),
+					"move it out of there, or mount that with :ro or :overlay"})
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // maxNodes is how many files a guest with so much memory can know: its kernel needs

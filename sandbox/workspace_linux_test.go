@@ -122,3 +122,25 @@ func TestMountsInMounts(t *testing.T) {
 		must(t, k.dir.Close(), os.Remove(place), os.Rename(place+".was", place))
 	}
 }
+
+// What a guest could put a link in the place of is no socket and no disk.
+func TestCheckReach(t *testing.T) {
+	dir := t.TempDir()
+	inside, link := filepath.Join(dir, "in"), filepath.Join(dir, "link")
+	must(t, os.Mkdir(inside, 0o700), os.Symlink(inside, link))
+	for file, fine := range map[string]bool{
+		inside + "/sub/x": false, link + "/x": false, dir + "/x": true, dir + "/inside": true,
+	} {
+		for _, mode := range []api.MountMode{api.MountReadWrite, api.MountReadOnly, api.MountOverlay} {
+			mounts := []api.Mount{{Source: inside, Target: "/in", Mode: mode}}
+			for _, c := range []api.Config{
+				{Mounts: mounts, Sockets: []api.Socket{{Host: file, Guest: "/s"}}},
+				{Mounts: mounts, Disks: []api.Disk{{File: file, Mount: "/d"}}},
+			} {
+				if err := checkReach(&c); (err == nil) != (fine || mode != api.MountReadWrite) {
+					t.Errorf("%s beside %s, which is %s: %v", file, inside, mode, err)
+				}
+			}
+		}
+	}
+}
