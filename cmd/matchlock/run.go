@@ -98,7 +98,7 @@ the one that runs in it, or COMMAND beside what runs.`,
 	})
 	group(cmd, "Files", func(fs *pflag.FlagSet) {
 		fs.VarP(&value[api.Mount]{set: func(m api.Mount) { c.Mounts = append(c.Mounts, m) }, parse: fromText[api.Mount]},
-			"volume", "v", "mount a folder or file of the host, or a volume, `HOST:PATH[:rw|ro|overlay]`; :PATH:memory an empty folder in memory")
+			"volume", "v", "mount a folder or file of the host, or a volume, `HOST:PATH[:rw|ro|overlay]`; :PATH:memory an empty folder in memory. To it may be added ,hide=GLOB ,protect=GLOB ,quota=SIZE ,uid=N ,gid=N")
 		parsed(fs, "workspace", "", "have the folder `DIR[:rw|ro|overlay]` at /workspace, as an overlay unless it is said, and work there", &f.workspace, parseWorkspace)
 		list(fs, "file-rule", "allow or deny what is done with files of mounts, `ACTION:OPS:PATTERN`, like deny:write,create:*.lock", &c.FileRules, fromText[api.FileRule])
 		fs.BoolVar(&c.FileEvents, "file-events", false, "show what is changed in mounts among the events")
