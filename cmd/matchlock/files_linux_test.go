@@ -32,7 +32,7 @@ type amounts struct {
 // changed or told. What they leave is what they would have left there themselves.
 func TestVMFiles(t *testing.T) {
 	m := install(t)
-	m.patience = 5 * time.Minute
+	m.patience = 10 * time.Minute
 	workInFolders(t, m, amounts{commits: 6, wheels: 3, transactions: 100, files: 300, packages: "express", installed: 50})
 }
 
@@ -40,7 +40,7 @@ func TestVMFiles(t *testing.T) {
 func TestLongFiles(t *testing.T) {
 	long(t)
 	m := install(t)
-	m.patience = 20 * time.Minute
+	m.patience = time.Hour
 	workInFolders(t, m, amounts{commits: 200, wheels: 50, transactions: 1000, files: 20_000, packages: "jest", installed: 200, cold: true})
 }
 
