@@ -260,30 +260,7 @@ func TestMountedReadOnly(t *testing.T) {
 	file := filepath.Join(dir, "host/file")
 	must(t, os.WriteFile(file, []byte("content"), 0o644), os.Mkdir(filepath.Join(dir, "host/folder"), 0o755))
 	before := picture(t, filepath.Join(dir, "host"))
-	at := func(name string) string { return filepath.Join(mounted, name) }
-	if got, err := os.ReadFile(at("file")); err != nil || string(got) != "content" {
-		t.Errorf("read %q (%v)", got, err)
-	}
-	for what, err := range map[string]error{
-		"write":    os.WriteFile(at("file"), nil, 0),
-		"create":   os.WriteFile(at("new"), nil, 0o644),
-		"mkdir":    os.Mkdir(at("new"), 0o755),
-		"mkfifo":   unix.Mkfifo(at("new"), 0o600),
-		"symlink":  os.Symlink("x", at("new")),
-		"link":     os.Link(at("file"), at("new")),
-		"unlink":   unix.Unlink(at("file")),
-		"rmdir":    unix.Rmdir(at("folder")),
-		"rename":   unix.Rename(at("file"), at("new")),
-		"chmod":    os.Chmod(at("file"), 0o600),
-		"chown":    os.Chown(at("file"), 1, 1),
-		"times":    os.Chtimes(at("file"), time.Now(), time.Now()),
-		"truncate": os.Truncate(at("file"), 0),
-		"setxattr": unix.Setxattr(at("file"), "user.x", nil, 0),
-	} {
-		if e, ok := errnoOf(err), syscall.EROFS; e != ok {
-			t.Errorf("%s: %v, want %v", what, err, ok)
-		}
-	}
+	workspacetest.ReadOnly(t, mounted)
 	if after := picture(t, filepath.Join(dir, "host")); after != before {
 		t.Errorf("the folder is\n%s, was\n%s", after, before)
 	}
