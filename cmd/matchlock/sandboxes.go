@@ -75,7 +75,7 @@ func orDash(text string) string {
 
 // shortImage leaves out what every name from docker's registry begins with.
 func shortImage(name string) string {
-	return strings.TrimPrefix(strings.TrimPrefix(name, "docker.io/"), "library/")
+	return printable(strings.TrimPrefix(strings.TrimPrefix(name, "docker.io/"), "library/"))
 }
 
 // maxCommand is how much of a command a table shows.
