@@ -116,24 +116,29 @@ func printSnapshots(w io.Writer, snapshots []api.Snapshot, now time.Time) error 
 }
 
 func (a *app) snapshotInspectCommand() *cobra.Command {
+	return inspectCommand("snapshots", a.completeSnapshots(-1), func(name string) (api.Snapshot, error) { return a.options().FindSnapshot(name) })
+}
+
+// inspectCommand shows what find returns of each name.
+func inspectCommand[T any](things string, complete cobra.CompletionFunc, find func(name string) (T, error)) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:               "inspect [FLAGS] NAME…",
-		Short:             "Show what is known of snapshots",
-		Long:              "Show what is known of snapshots, as JSON; with --json one line each.",
+		Short:             "Show what is known of " + things,
+		Long:              "Show what is known of " + things + ", as JSON; with --json one line each.",
 		Args:              positional("NAME…"),
-		ValidArgsFunction: a.completeSnapshots(-1),
+		ValidArgsFunction: complete,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			show := printIndented
 			if asJSON {
 				show = printJSON
 			}
 			return each(cmd.Context(), names, func(name string) error {
-				s, err := a.options().FindSnapshot(name)
+				found, err := find(name)
 				if err != nil {
 					return err
 				}
-				return show(cmd.OutOrStdout(), s)
+				return show(cmd.OutOrStdout(), found)
 			})
 		},
 	}
@@ -250,7 +255,7 @@ func (a *app) completeSnapshots(n int) cobra.CompletionFunc {
 		var names []cobra.Completion
 		for _, s := range snapshots {
 			if !slices.Contains(args, s.Name) {
-				names = append(names, cobra.CompletionWithDesc(s.Name, "of "+s.SandboxName+", "+s.Image))
+				names = append(names, cobra.CompletionWithDesc(s.Name, printable("of "+s.SandboxName+", "+s.Image)))
 			}
 		}
 		return names, cobra.ShellCompDirectiveNoFileComp

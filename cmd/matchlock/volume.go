@@ -99,29 +99,7 @@ func printVolumes(w io.Writer, volumes []api.Volume, now time.Time) error {
 }
 
 func (a *app) volumeInspectCommand() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:               "inspect [FLAGS] NAME…",
-		Short:             "Show what is known of volumes",
-		Long:              "Show what is known of volumes, as JSON; with --json one line each.",
-		Args:              positional("NAME…"),
-		ValidArgsFunction: a.completeVolumes(-1),
-		RunE: func(cmd *cobra.Command, names []string) error {
-			show := printIndented
-			if asJSON {
-				show = printJSON
-			}
-			return each(cmd.Context(), names, func(name string) error {
-				v, err := a.options().FindVolume(name)
-				if err != nil {
-					return err
-				}
-				return show(cmd.OutOrStdout(), v)
-			})
-		},
-	}
-	jsonFlag(cmd.Flags(), &asJSON)
-	return cmd
+	return inspectCommand("volumes", a.completeVolumes(-1), func(name string) (api.Volume, error) { return a.options().FindVolume(name) })
 }
 
 func (a *app) volumeRemoveCommand() *cobra.Command {
