@@ -110,7 +110,7 @@ func (s *supervisor) openFiles() (err error) {
 	if err != nil {
 		return err
 	}
-	options := fuse.Options{Valid: attrValid, MaxNodes: maxNodes(s.config.Memory), Logger: s.log}
+	options := fuse.Options{Valid: attrValid, MaxNodes: maxNodes(s.config.Memory)}
 	switch {
 	case s.config.Coherent:
 		options.Valid = 0

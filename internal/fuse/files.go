@@ -194,8 +194,26 @@ func (s *Server) file(r *request, write bool, do func(workspace.File) error) sys
 	if errno != 0 {
 		return errno
 	}
-	defer f.Close()
+	if again := s.openedAgain(is, write, f); again != nil {
+		defer again.done()
+	} else {
+		defer f.Close()
+	}
 	return errnoOf(do(f))
+}
+
+// openedAgain makes f the file of a node that the kernel has opened by another server,
+// and returns it in use; nil: it is none, or has one.
+func (s *Server) openedAgain(is *node, write bool, f workspace.File) *file {
+	s.nodes.mu.Lock()
+	defer s.nodes.mu.Unlock()
+	o := is.of(write)
+	if o.users == 0 || o.file != nil || s.nodes.byID[is.id] != is {
+		return nil
+	}
+	o.file = newFile(f)
+	o.file.uses.Add(1)
+	return o.file
 }
 
 // change changes what a node is.

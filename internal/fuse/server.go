@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"sync"
 	"syscall"
@@ -24,7 +23,6 @@ type Options struct {
 	MaxNodes int
 	// MaxOpen bounds those that it can have open; 0 is 8192.
 	MaxOpen int
-	Logger  *slog.Logger // nil: nothing is said
 }
 
 // Server answers a guest's kernel. It serves one connection at a time; what it knows
@@ -47,9 +45,6 @@ func NewServer(tree workspace.FS, o Options) *Server {
 	}
 	if o.MaxOpen == 0 {
 		o.MaxOpen = 8192
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Server{
 		tree: tree, options: o, nodes: newNodes(o.MaxNodes),
