@@ -57,4 +57,4 @@ packages=()
 if [[ " $* " != *" ./"* ]]; then
 	mapfile -t packages < <(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...)
 fi
-exec go test -count=1 -p=1 "$@" "${packages[@]}"
+exec go test -count=1 -p=1 -timeout=30m "$@" "${packages[@]}"

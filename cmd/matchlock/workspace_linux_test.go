@@ -10,9 +10,17 @@ import (
 	"testing"
 )
 
-// TestVMWorkspace runs in a guest what programs expect of mounted folders, in one of each
-// mode, and looks at what of that is on the host then.
-func TestVMWorkspace(t *testing.T) {
+// TestVMWorkspace runs in a guest what programs expect of mounted folders, in one of the
+// host, and looks at what of that is on the host then.
+func TestVMWorkspace(t *testing.T) { programsIn(t, "rw") }
+
+// TestLongWorkspace is TestVMWorkspace in those that are the guest's own.
+func TestLongWorkspace(t *testing.T) {
+	long(t)
+	programsIn(t, "overlay", "memory")
+}
+
+func programsIn(t *testing.T, folders ...string) {
 	m := install(t)
 	dir := t.TempDir()
 	at := func(names ...string) string { return filepath.Join(append([]string{dir}, names...)...) }
@@ -36,7 +44,7 @@ func TestVMWorkspace(t *testing.T) {
 	mounts := []string{"run",
 		"-v", at("test") + ":/test:ro", "-v", at("rw") + ":/rw", "-v", at("overlay") + ":/overlay:overlay", "-v", ":/memory:memory", "-v", at("ro") + ":/ro:ro",
 		"busybox"}
-	for _, folder := range []string{"rw", "overlay", "memory"} {
+	for _, folder := range folders {
 		for _, part := range []string{"^[A-Q]", "^R", "^[S-Z]"} { // each as long as a run may take under TCG
 			t.Run(folder+"/"+part, func(t *testing.T) {
 				r := m.run(t, nil, append(mounts, "env", "MATCHLOCK_TEST_FOLDERS=/"+folder, "/test/workspace.test", "-test.v", "-test.run=GuestFolders/"+folder+"/"+part)...)
