@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	bootTries = 3           // of a guest whose kernel finds no timer
-	watchTime = time.Minute // that its boot is watched for
+	bootTries = 3           // of a guest whose kernel hangs
+	watchTime = time.Minute // that its boot may take: 3 s under TCG, ten times that on a busy host
 )
 
 // noTimer is what Linux says when it has given up its only timer; a moment later it
@@ -24,8 +24,14 @@ const (
 // after which nobody listens.
 var noTimer = regexp.MustCompile(`(?m)^(\[ *[0-9]+\.[0-9]{6}\] )?APIC (frequency too slow, disabling apic timer|timer disabled due to verification failure)\r?$`)
 
+// Why a kernel hangs.
+var (
+	errNoTimer = errors.New("the guest's kernel found no timer, as happens on a busy host")
+	errWatched = fmt.Errorf("the guest's kernel has not booted within %v", watchTime)
+)
+
 // bootGuest starts a process whose guest boots, and another in its place if the kernel
-// of that finds no timer.
+// of that finds no timer, or does not boot.
 //
 // The next one finds what the first has found. A guest mounts its disks when it is
 // asked to, on the control port, so none was written to; memory was the process's own.
@@ -33,18 +39,21 @@ func (h *hypervisor) bootGuest(ctx context.Context) error {
 	for try := 1; ; try++ {
 		said, cancel := h.console.await(noTimer)
 		i, err := h.startInstance(ctx, nil, false)
-		hangs := false
+		var hangs error // why
 		if err == nil && h.accel.Name == accelTCG {
 			hangs, err = i.awaitKernel(ctx, said)
 		}
 		cancel()
-		if err != nil || !hangs {
+		if err != nil || hangs == nil {
 			return err
 		}
 		if try == bootTries {
+			if hangs == errWatched {
+				return nil // it may yet come: whoever speaks to it will see
+			}
 			return fmt.Errorf("the guest's kernel found no timer, in %d boots: the host is too busy", try)
 		}
-		h.log.Warn("the guest's kernel found no timer, as happens on a busy host; it boots again")
+		h.log.Warn(hangs.Error() + "; it boots again")
 		h.mu.Lock()
 		over := i.process.over() // and so is the machine, as Wait tells
 		i.trial = !over
@@ -58,10 +67,10 @@ func (h *hypervisor) bootGuest(ctx context.Context) error {
 	}
 }
 
-// awaitKernel returns when the kernel has booted as far as the guest's control port,
-// or hangs because it has said so. It also returns when the process has ended, or the
-// guest takes its time: whoever speaks to it will see.
-func (i *instance) awaitKernel(ctx context.Context, saidNoTimer <-chan struct{}) (hangs bool, err error) {
+// awaitKernel returns when the kernel has booted as far as the guest's control port, or
+// hangs: because it has said so, or by the time that it takes. It also returns when the
+// process has ended: whoever speaks to it will see.
+func (i *instance) awaitKernel(ctx context.Context, saidNoTimer <-chan struct{}) (hangs, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, watchTime, errWatched)
 	defer cancel()
 	changes, unsubscribe := i.qmp.Subscribe("VSERPORT_CHANGE")
@@ -74,7 +83,7 @@ func (i *instance) awaitKernel(ctx context.Context, saidNoTimer <-chan struct{})
 	err = i.qmp.Execute(ctx, "query-chardev", nil, nil, &sockets)
 	for _, s := range sockets {
 		if s.Label == controlID && s.Open {
-			return false, nil
+			return nil, nil
 		}
 	}
 	for err == nil {
@@ -85,19 +94,19 @@ func (i *instance) awaitKernel(ctx context.Context, saidNoTimer <-chan struct{})
 				Open bool   `json:"open"`
 			}
 			if !ok || change.decode(&port) == nil && port.ID == controlID && port.Open {
-				return false, nil
+				return nil, nil
 			}
 		case <-saidNoTimer:
-			return true, nil
+			return errNoTimer, nil
 		case <-ctx.Done():
 			err = context.Cause(ctx)
 		}
 	}
-	if errors.Is(err, errWatched) || errors.Is(err, errQMPEnded) {
-		return false, nil
+	switch {
+	case errors.Is(err, errWatched):
+		return errWatched, nil
+	case errors.Is(err, errQMPEnded):
+		return nil, nil
 	}
-	return false, fmt.Errorf("guest did not come up: %w", err)
+	return nil, fmt.Errorf("guest did not come up: %w", err)
 }
-
-// errWatched ends the watch of a boot, for which there is no other reason.
-var errWatched = errors.New("watched for long enough")
