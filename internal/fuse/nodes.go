@@ -126,10 +126,7 @@ func (n *nodes) pathOf(at *node) (string, syscall.Errno) {
 // child returns the path of a name in a folder. The caller holds names.
 func (n *nodes) child(folder uint64, name string) (string, syscall.Errno) {
 	path, errno := n.path(folder)
-	if errno != 0 || path == "" {
-		return name, errno
-	}
-	return path + "/" + name, 0
+	return join(path, name), errno
 }
 
 // found has the kernel know what is at a place, and returns the node.

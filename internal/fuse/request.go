@@ -178,14 +178,7 @@ func (s *Server) at(r *request, do func(path string) error) syscall.Errno {
 }
 
 func (s *Server) lookup(r *request) syscall.Errno {
-	name := r.name()
-	return s.at(r, func(folder string) error {
-		a, err := s.tree.Stat(join(folder, name))
-		if err != nil {
-			return err
-		}
-		return s.entry(r, place{r.node, name}, &a)
-	})
+	return s.make(r, r.name(), func(string) error { return nil }) // by others, if at all
 }
 
 func join(folder, name string) string {
@@ -193,16 +186,6 @@ func join(folder, name string) string {
 		return name
 	}
 	return folder + "/" + name
-}
-
-// entry answers with what is at a place.
-func (s *Server) entry(r *request, at place, a *workspace.Attr) error {
-	is, errno := s.nodes.found(at, a)
-	if errno != 0 {
-		return errno
-	}
-	r.out.entry(is.id, s.toGuest(a), is.ino, s.options.Valid)
-	return nil
 }
 
 // fromGuest has who is AnyOwner be that, and toGuest be the one he is.
@@ -334,7 +317,12 @@ func (s *Server) make(r *request, name string, do func(path string) error) sysca
 		if err != nil {
 			return err
 		}
-		return s.entry(r, place{r.node, name}, &a)
+		is, errno := s.nodes.found(place{r.node, name}, &a)
+		if errno != 0 {
+			return errno
+		}
+		r.out.entry(is.id, s.toGuest(&a), is.ino, s.options.Valid)
+		return nil
 	})
 }
 

@@ -449,6 +449,18 @@ func stamp(t time.Time) int64 {
 
 func now() int64 { return time.Now().UnixNano() }
 
+// vacant finds the folder and the last name of a path at which there is nothing.
+func (t *tree) vacant(path string) (folder *inode, name string, err error) {
+	if folder, name, err = t.folderOf(path); err != nil {
+		return nil, "", err
+	}
+	typ, err := t.typeAt(folder, name)
+	if err == nil && typ != 0 {
+		err = syscall.EEXIST
+	}
+	return folder, name, err
+}
+
 // add makes a new inode and its name.
 func (t *tree) add(path string, mode uint32, owner Owner, target string) (*inode, error) {
 	t.mu.Lock()
@@ -456,14 +468,8 @@ func (t *tree) add(path string, mode uint32, owner Owner, target string) (*inode
 	if path == "" {
 		return nil, syscall.EEXIST
 	}
-	folder, name, err := t.folderOf(path)
+	folder, name, err := t.vacant(path)
 	if err != nil {
-		return nil, err
-	}
-	if typ, err := t.typeAt(folder, name); err != nil || typ != 0 {
-		if err == nil {
-			err = syscall.EEXIST
-		}
 		return nil, err
 	}
 	now := now()
@@ -525,14 +531,8 @@ func (t *tree) Link(oldPath, newPath string) error {
 	if n.is(syscall.S_IFDIR) {
 		return syscall.EPERM
 	}
-	folder, name, err := t.folderOf(newPath)
+	folder, name, err := t.vacant(newPath)
 	if err != nil {
-		return err
-	}
-	if typ, err := t.typeAt(folder, name); err != nil || typ != 0 {
-		if err == nil {
-			err = syscall.EEXIST
-		}
 		return err
 	}
 	now := now()
