@@ -70,25 +70,32 @@ Volumes and disks of yours are not: nothing goes on from it when they have chang
 }
 
 func (a *app) snapshotListCommand() *cobra.Command {
+	return listCommand("List the snapshots",
+		`List the snapshots, the last used first: the sandbox that each is of, its image and memory,
+and the room that it takes. What it shares with others counts.`,
+		func() ([]api.Snapshot, error) { return a.options().Snapshots() }, printSnapshots, func(s api.Snapshot) string { return s.Name })
+}
+
+// listCommand lists what there is, as a table, by names or as JSON.
+func listCommand[T any](short, long string, all func() ([]T, error), table func(io.Writer, []T, time.Time) error, name func(T) string) *cobra.Command {
 	var asJSON, quiet bool
 	cmd := &cobra.Command{
 		Use:     "ls [FLAGS]",
 		Aliases: []string{"list"},
-		Short:   "List the snapshots",
-		Long: `List the snapshots, the last used first: the sandbox that each is of, its image and memory,
-and the room that it takes. What it shares with others counts.`,
-		Args: positional(),
+		Short:   short,
+		Long:    long,
+		Args:    positional(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			snapshots, err := a.options().Snapshots()
+			things, err := all()
 			if err != nil {
 				return err
 			}
 			w := cmd.OutOrStdout()
 			if !asJSON && !quiet {
-				return printSnapshots(w, snapshots, time.Now())
+				return table(w, things, time.Now())
 			}
-			for _, s := range snapshots {
-				if err := printEither(w, asJSON, s, printable(s.Name)); err != nil {
+			for _, thing := range things {
+				if err := printEither(w, asJSON, thing, printable(name(thing))); err != nil {
 					return err
 				}
 			}
@@ -147,16 +154,22 @@ func inspectCommand[T any](things string, complete cobra.CompletionFunc, find fu
 }
 
 func (a *app) snapshotRemoveCommand() *cobra.Command {
+	return removeCommand("Remove snapshots", "Remove snapshots, and print their names. Sandboxes that go on from them do so.",
+		a.completeSnapshots(-1), func(_ context.Context, name string) error { return a.options().RemoveSnapshot(name) })
+}
+
+// removeCommand removes what has each name.
+func removeCommand(short, long string, complete cobra.CompletionFunc, remove func(ctx context.Context, name string) error) *cobra.Command {
 	return &cobra.Command{
 		Use:               "rm NAME…",
 		Aliases:           []string{"remove"},
-		Short:             "Remove snapshots",
-		Long:              "Remove snapshots, and print their names. Sandboxes that go on from them do so.",
+		Short:             short,
+		Long:              long,
 		Args:              positional("NAME…"),
-		ValidArgsFunction: a.completeSnapshots(-1),
+		ValidArgsFunction: complete,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return each(cmd.Context(), names, func(name string) error {
-				if err := a.options().RemoveSnapshot(name); err != nil {
+				if err := remove(cmd.Context(), name); err != nil {
 					return err
 				}
 				_, err := fmt.Fprintln(cmd.OutOrStdout(), name)

@@ -54,35 +54,10 @@ to root. The host's disk is used only as it is written.`,
 }
 
 func (a *app) volumeListCommand() *cobra.Command {
-	var asJSON, quiet bool
-	cmd := &cobra.Command{
-		Use:     "ls [FLAGS]",
-		Aliases: []string{"list"},
-		Short:   "List the volumes",
-		Long: `List the volumes: how large a disk each is, the room that it takes on the host, and the
+	return listCommand("List the volumes",
+		`List the volumes: how large a disk each is, the room that it takes on the host, and the
 sandboxes that have it now.`,
-		Args: positional(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			volumes, err := a.options().Volumes()
-			if err != nil {
-				return err
-			}
-			w := cmd.OutOrStdout()
-			if !asJSON && !quiet {
-				return printVolumes(w, volumes, time.Now())
-			}
-			for _, v := range volumes {
-				if err := printEither(w, asJSON, v, v.Name); err != nil {
-					return err
-				}
-			}
-			return nil
-		},
-	}
-	jsonFlag(cmd.Flags(), &asJSON)
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print names only")
-	onlyOne(cmd, "json", "quiet")
-	return cmd
+		func() ([]api.Volume, error) { return a.options().Volumes() }, printVolumes, func(v api.Volume) string { return v.Name })
 }
 
 func printVolumes(w io.Writer, volumes []api.Volume, now time.Time) error {
@@ -103,23 +78,8 @@ func (a *app) volumeInspectCommand() *cobra.Command {
 }
 
 func (a *app) volumeRemoveCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:               "rm NAME…",
-		Aliases:           []string{"remove"},
-		Short:             "Remove volumes and what is in them",
-		Long:              "Remove volumes and what is in them, and print their names. One that a sandbox has stays.",
-		Args:              positional("NAME…"),
-		ValidArgsFunction: a.completeVolumes(-1),
-		RunE: func(cmd *cobra.Command, names []string) error {
-			return each(cmd.Context(), names, func(name string) error {
-				if err := a.options().RemoveVolume(cmd.Context(), name); err != nil {
-					return err
-				}
-				_, err := fmt.Fprintln(cmd.OutOrStdout(), name)
-				return err
-			})
-		},
-	}
+	return removeCommand("Remove volumes and what is in them", "Remove volumes and what is in them, and print their names. One that a sandbox has stays.",
+		a.completeVolumes(-1), func(ctx context.Context, name string) error { return a.options().RemoveVolume(ctx, name) })
 }
 
 func (a *app) volumeCopyCommand() *cobra.Command {
