@@ -181,11 +181,13 @@ func (v *visit) exchange(ctx context.Context, name string, kind dnsmessage.Type)
 			continue
 		}
 		m := new(dnsmessage.Message)
-		if err := m.Unpack(b[:n]); err != nil || m.ID != binary.BigEndian.Uint16(query) {
+		if err := m.Unpack(b[:n]); err != nil {
 			v.Errorf("%s: an answer of which this is so: %v", name, err)
 			return nil, errors.New("no answer")
 		}
-		return m, nil
+		if m.ID == binary.BigEndian.Uint16(query) { // else it is to a visit that had this port before
+			return m, nil
+		}
 	}
 	return nil, ctx.Err()
 }

@@ -30,6 +30,7 @@ type internet struct {
 	servers map[string]string // loopback addresses by network and public address
 	closers []func()
 	udp     sync.WaitGroup
+	closed  chan struct{}
 
 	mu   sync.Mutex
 	rand *rand.Rand
@@ -55,7 +56,7 @@ func (n *internet) resolve() (all []api.HostIPMapping) {
 }
 
 func newInternet(t *testing.T, roots *CA, seed uint64) *internet {
-	n := &internet{T: t, roots: roots, servers: map[string]string{}, rand: rand.New(rand.NewPCG(seed, 2000))}
+	n := &internet{T: t, roots: roots, servers: map[string]string{}, closed: make(chan struct{}), rand: rand.New(rand.NewPCG(seed, 2000))}
 	n.web("plain.test", 80)
 	n.web("api.test", 80)
 	n.web("a.wild.test", 80)
@@ -172,6 +173,7 @@ func (n *internet) datagrams(name string, port int, answers bool) {
 }
 
 func (n *internet) close() {
+	close(n.closed) // what stalls on a hijacked connection hears of no server's end
 	for _, c := range n.closers {
 		c()
 	}
@@ -268,7 +270,7 @@ func (l *unreliableListener) Accept() (net.Conn, error) {
 	case 2:
 		u.happen = func() { u.mute.Store(true) }
 	case 3:
-		u.happen = func() { u.stall(2 * time.Second); abort(c) }
+		u.happen = func() { u.stall(l.n.closed, 2*time.Second); abort(c) }
 	}
 	return u, nil
 }
@@ -334,8 +336,9 @@ func (u *unreliable) Close() error {
 }
 
 // stall neither reads nor writes for a while.
-func (u *unreliable) stall(d time.Duration) {
+func (u *unreliable) stall(over <-chan struct{}, d time.Duration) {
 	select {
+	case <-over:
 	case <-u.closed:
 	case <-time.After(d):
 	}
