@@ -60,7 +60,7 @@ type fileServer interface {
 const (
 	// attrValid is how long the guest may believe what it knows of a file that others may
 	// change: they are seen within a second.
-	attrValid = time.Second
+	attrValid = 900 * time.Millisecond
 	// ownValid is the same where nobody else does.
 	ownValid = time.Hour
 )

@@ -5,22 +5,25 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestVMWorkspace runs in a guest what programs expect of mounted folders, in one of the
 // host, and looks at what of that is on the host then.
-func TestVMWorkspace(t *testing.T) { programsIn(t, "rw") }
+func TestVMWorkspace(t *testing.T) { programsIn(t, 0, "rw") }
 
-// TestLongWorkspace is TestVMWorkspace in those that are the guest's own.
+// TestLongWorkspace is TestVMWorkspace in those too that are the guest's own, and has
+// what is done at random go on for a minute in each.
 func TestLongWorkspace(t *testing.T) {
 	long(t)
-	programsIn(t, "overlay", "memory")
+	programsIn(t, time.Minute, "rw", "overlay", "memory")
 }
 
-func programsIn(t *testing.T, folders ...string) {
+func programsIn(t *testing.T, random time.Duration, folders ...string) {
 	m := install(t)
 	dir := t.TempDir()
 	at := func(names ...string) string { return filepath.Join(append([]string{dir}, names...)...) }
@@ -44,23 +47,30 @@ func programsIn(t *testing.T, folders ...string) {
 	mounts := []string{"run",
 		"-v", at("test") + ":/test:ro", "-v", at("rw") + ":/rw", "-v", at("overlay") + ":/overlay:overlay", "-v", ":/memory:memory", "-v", at("ro") + ":/ro:ro",
 		"busybox"}
+	// passes runs tests in a guest, and wants so many of them passed.
+	passes := func(t *testing.T, least int, tests string, env ...string) {
+		t.Helper()
+		r := m.run(t, nil, slices.Concat(mounts, []string{"env"}, env, []string{"/test/workspace.test", "-test.v", "-test.run=" + tests})...)
+		if passed := strings.Count(r.stdout, "--- PASS: "); r.status != 0 || passed < least {
+			t.Errorf("status %d, %d passed\n%s%s\n%s", r.status, passed, r.stdout, r.stderr, r.call)
+		}
+	}
 	for _, folder := range folders {
 		for _, part := range []string{"^[A-Q]", "^R", "^[S-Z]"} { // each as long as a run may take under TCG
 			t.Run(folder+"/"+part, func(t *testing.T) {
-				r := m.run(t, nil, append(mounts, "env", "MATCHLOCK_TEST_FOLDERS=/"+folder, "/test/workspace.test", "-test.v", "-test.run=GuestFolders/"+folder+"/"+part)...)
-				if r.status != 0 || strings.Count(r.stdout, "--- PASS: TestGuestFolders/"+folder+"/") < 5 {
-					t.Errorf("status %d\n%s%s\n%s", r.status, r.stdout, r.stderr, r.call)
-				}
+				passes(t, 6, "GuestFolders/"+folder+"/"+part, "MATCHLOCK_TEST_FOLDERS=/"+folder)
+			})
+		}
+		if random > 0 {
+			t.Run(folder+"/random", func(t *testing.T) {
+				passes(t, 2, "GuestRandom", "MATCHLOCK_TEST_RANDOM=/"+folder, "MATCHLOCK_TEST_DURATION="+random.String())
 			})
 		}
 	}
-	r := m.run(t, nil, append(mounts, "env", "MATCHLOCK_TEST_READ_ONLY=/ro", "/test/workspace.test", "-test.v", "-test.run=GuestReadOnly")...)
-	if r.status != 0 || !strings.Contains(r.stdout, "--- PASS: TestGuestReadOnly") {
-		t.Errorf("status %d\n%s%s\n%s", r.status, r.stdout, r.stderr, r.call)
-	}
+	passes(t, 1, "GuestReadOnly", "MATCHLOCK_TEST_READ_ONLY=/ro")
 
 	// What would be of use on the host: the guest sees what it did, and the host does not.
-	r = m.run(t, nil, append(mounts, "sh", "-c", `
+	r := m.run(t, nil, append(mounts, "sh", "-c", `
 		cd /rw
 		mknod null c 1 3 || mknod disk b 8 0 || echo no devices
 		cp /bin/busybox su && chown 12:34 su && chmod 6777 su && mkdir -m 7777 dir && chown 56:78 dir && mkfifo -m 666 fifo && ln -s /etc/passwd link

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 )
 
 // These run in a guest, in folders that are mounted there: see TestVMWorkspace of
@@ -29,6 +30,15 @@ func TestGuestFolders(t *testing.T) {
 				All[name](t, root)
 			})
 		}
+	}
+}
+
+// TestGuestRandom does Random for as long as it is told, in each folder.
+func TestGuestRandom(t *testing.T) {
+	for _, folder := range folders(t, "MATCHLOCK_TEST_RANDOM") {
+		duration, err := time.ParseDuration(os.Getenv("MATCHLOCK_TEST_DURATION"))
+		must(t, err)
+		t.Run(filepath.Base(folder), func(t *testing.T) { Random(t, folder, uint64(time.Now().UnixNano()), duration) })
 	}
 }
 
