@@ -33,7 +33,9 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/agent":   {ours: "api internal/wire", outside: "golang.org/x/sys"},
 	"internal/machine": {ours: "api vm internal/agent internal/hostfs internal/wire"},
 	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/hostfs internal/logs internal/machine internal/saved internal/wire", outside: "golang.org/x/sys"},
-	"internal/guest":   {ours: "api internal/agent internal/fuse internal/wire internal/workspace", outside: "golang.org/x/sys"},
+	"internal/guest":   {ours: "api internal/agent internal/fuse internal/seccomp internal/wire internal/workspace", outside: "golang.org/x/sys"},
+
+	"internal/seccomp": {outside: "golang.org/x/sys"},
 
 	"internal/compress": {outside: "github.com/klauspost/compress github.com/ulikunitz/xz"},
 	"internal/hostfs":   {},

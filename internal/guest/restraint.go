@@ -4,10 +4,10 @@ package guest
 
 import (
 	"fmt"
-	"runtime"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/matchlock/matchlock/internal/seccomp"
 )
 
 // restraint is what user code is held to, beside its user. It is put on one
@@ -37,12 +37,8 @@ func (r *restraint) apply() error {
 			return fmt.Errorf("no_new_privs: %w", err)
 		}
 	}
-	filter := seccompFilter(r.capabilities)
-	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&program)))
-	runtime.KeepAlive(filter)
-	if errno != 0 {
-		return fmt.Errorf("seccomp: %w", errno)
+	if err := seccompFilter(r.capabilities).Load(); err != nil {
+		return fmt.Errorf("seccomp: %w", err)
 	}
 	return nil
 }
@@ -110,42 +106,13 @@ func lift(capabilities ...int) (set uint64) {
 	return set
 }
 
-// Offsets in struct seccomp_data (linux/seccomp.h).
-const (
-	dataNr   = 0
-	dataArch = 4
-)
-
-// seccompFilter is the program that judges each system call: a call of a
-// foreign architecture, whose numbers mean something else, ends the process; a
-// denied one fails with EPERM.
-func seccompFilter(capabilities uint64) []unix.SockFilter {
-	var calls []uint32
+// seccompFilter refuses what none of the capabilities lifts.
+func seccompFilter(capabilities uint64) *seccomp.Filter {
+	f := seccomp.New()
 	for _, d := range deniedCalls {
 		if d.lifted&capabilities == 0 {
-			calls = append(calls, d.nr)
+			f.Deny(unix.EPERM, d.nr)
 		}
 	}
-	ret := func(action uint32) unix.SockFilter { return bpf(unix.BPF_RET|unix.BPF_K, action) }
-	program := []unix.SockFilter{
-		bpf(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, dataArch),
-		jump(unix.BPF_JEQ, auditArch, 1, 0),
-		ret(unix.SECCOMP_RET_KILL_PROCESS),
-		bpf(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, dataNr),
-		jump(unix.BPF_JGE, foreignCalls, 0, 1),
-		ret(unix.SECCOMP_RET_KILL_PROCESS),
-	}
-	for _, nr := range calls {
-		program = append(program,
-			jump(unix.BPF_JEQ, nr, 0, 1),
-			ret(unix.SECCOMP_RET_ERRNO|uint32(unix.EPERM)))
-	}
-	return append(program, ret(unix.SECCOMP_RET_ALLOW))
-}
-
-func bpf(code uint16, k uint32) unix.SockFilter { return unix.SockFilter{Code: code, K: k} }
-
-// jump skips ifTrue or ifFalse instructions.
-func jump(condition uint16, k uint32, ifTrue, ifFalse uint8) unix.SockFilter {
-	return unix.SockFilter{Code: unix.BPF_JMP | condition | unix.BPF_K, K: k, Jt: ifTrue, Jf: ifFalse}
+	return f
 }
