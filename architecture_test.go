@@ -27,14 +27,15 @@ var arrows = map[string]struct{ ours, outside string }{
 	"sandbox": {ours: "api vm internal/agent internal/boot internal/control internal/disk internal/fuse internal/hostfs internal/image internal/intercept internal/logs internal/machine internal/names internal/netstack internal/policy internal/qemu internal/saved internal/secret internal/state internal/wire internal/workspace"},
 
 	"cmd/matchlock":       {ours: "api sandbox vm internal/image internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term"},
-	"cmd/matchlock-guest": {ours: "internal/guest"},
+	"cmd/matchlock-guest": {ours: "internal/guest internal/jail"},
 
 	"internal/wire":    {},
 	"internal/agent":   {ours: "api internal/wire", outside: "golang.org/x/sys"},
 	"internal/machine": {ours: "api vm internal/agent internal/hostfs internal/wire"},
-	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/hostfs internal/logs internal/machine internal/saved internal/wire", outside: "golang.org/x/sys"},
+	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/hostfs internal/jail internal/logs internal/machine internal/saved internal/wire", outside: "golang.org/x/sys"},
 	"internal/guest":   {ours: "api internal/agent internal/fuse internal/seccomp internal/wire internal/workspace", outside: "golang.org/x/sys"},
 
+	"internal/jail":    {ours: "internal/seccomp", outside: "golang.org/x/sys"},
 	"internal/seccomp": {outside: "golang.org/x/sys"},
 
 	"internal/compress": {outside: "github.com/klauspost/compress github.com/ulikunitz/xz"},

@@ -100,6 +100,7 @@ func (d *diagnosis) checkQEMU(ctx context.Context, cache string) {
 		return
 	}
 	d.add("qemu", OK, fmt.Sprintf("QEMU %s in %s", host.Version, host.Path), "")
+	d.checkJail(ctx, cache)
 	switch {
 	case err != nil:
 		d.fail("accelerator", err)
@@ -109,6 +110,19 @@ func (d *diagnosis) checkQEMU(ctx context.Context, cache string) {
 		d.add("accelerator", Warn,
 			"TCG ("+host.Accel.Reason+"): slow, and QEMU's makers do not call it a security boundary",
 			"use a host whose /dev/kvm works and is open to you, most often by the group kvm")
+	}
+}
+
+// checkJail confines a QEMU as a sandbox would.
+func (d *diagnosis) checkJail(ctx context.Context, cache string) {
+	applied, missing, err := qemu.New(qemu.Options{CacheDir: cache, Guest: d.guest, Logger: d.Logger}).InspectJail(ctx)
+	switch {
+	case err != nil:
+		d.fail("jail", err)
+	case len(missing) > 0:
+		d.add("jail", Warn, fmt.Sprintf("the hypervisor is held by %s; missing: %s", strings.Join(applied, ", "), strings.Join(missing, "; ")), "")
+	default:
+		d.add("jail", OK, "the hypervisor is held by "+strings.Join(applied, ", "), "")
 	}
 }
 

@@ -120,6 +120,10 @@ type Inspection struct {
 	// boundary of security.
 	Accel       string `json:"accel,omitempty"`
 	AccelReason string `json:"accel_reason,omitempty"`
+	// Jail is what keeps the hypervisor's process from the host, JailMissing what could
+	// not be had here, each with the reason.
+	Jail        []string `json:"jail,omitempty"`
+	JailMissing []string `json:"jail_missing,omitempty"`
 }
 
 // Redacted takes the place of what is not shown.
@@ -146,6 +150,7 @@ func (o Options) Inspect(ctx context.Context, ref string) (Inspection, error) {
 		// It may end meanwhile; what its files say is known even so.
 		if err := newRemote(o, home, e).call(ctx, methodDescribe, nil, &d); err == nil {
 			i.MachinePID, i.Accel, i.AccelReason = d.MachinePID, d.Accel, d.AccelReason
+			i.Jail, i.JailMissing = d.Jail, d.JailMissing
 		}
 	}
 	return i, nil

@@ -23,6 +23,7 @@ type guestMachine interface {
 	Dial(ctx context.Context, port uint32) (net.Conn, error)
 	Explain(ctx context.Context, err error) error
 	Accelerator() (name, reason string)
+	Jail() (applied, missing []string)
 }
 
 // blockCounter is a machine that may know how many blocks of the guest's code

@@ -67,6 +67,9 @@ type Options struct {
 	Kernel string
 	// Accel is "auto", "kvm" or "tcg"; empty is auto.
 	Accel string
+	// NoJail runs the hypervisor with all that this user may do: where a host offers too
+	// little to confine it, or to look for a fault.
+	NoJail bool
 	// Cold boots the guest, and neither uses nor makes a template of one that has
 	// booted.
 	Cold bool
@@ -261,6 +264,7 @@ func (o Options) Start(ctx context.Context, ref string) (*Sandbox, error) {
 	if o.Accel == "" {
 		o.Accel = dir.Record().Accel
 	}
+	o.NoJail = o.NoJail || dir.Record().NoJail
 	s := newSupervisor(o, config)
 	if err := s.start(ctx, dir); err != nil {
 		return nil, errors.Join(err, s.close())

@@ -46,6 +46,8 @@ type description struct {
 	MachinePID  int           `json:"machine_pid"` // the hypervisor's
 	Accel       string        `json:"accel"`       // what runs the guest
 	AccelReason string        `json:"accel_reason"`
+	Jail        []string      `json:"jail,omitempty"` // what holds the hypervisor
+	JailMissing []string      `json:"jail_missing,omitempty"`
 }
 
 type stopParams struct {
@@ -126,6 +128,7 @@ func (s *supervisor) serve() error {
 				if m := s.guest(); m != nil {
 					d.MachinePID = m.PID()
 					d.Accel, d.AccelReason = m.Accelerator()
+					d.Jail, d.JailMissing = m.Jail()
 				}
 				return d, nil
 			},

@@ -193,6 +193,8 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	if backend == nil {
 		options := qemu.Options{
 			Accel:       s.options.Accel,
+			Guest:       s.options.guest,
+			NoJail:      s.options.NoJail,
 			CacheDir:    home.Cache,
 			RunDir:      s.dir.Path(),
 			Scratch:     scratch,
@@ -284,7 +286,7 @@ func (s *supervisor) createFolder(ctx context.Context, home state.Home, digest s
 		parent, snapshot = s.origin.record.ID, s.origin.record.Snapshot
 	}
 	dir, err := state.Create(ctx, home.Sandboxes(), state.Record{
-		Accel: s.options.Accel,
+		Accel: s.options.Accel, NoJail: s.options.NoJail,
 		Info: api.Info{
 			Parent: parent, Snapshot: snapshot,
 			Name: s.options.Name, Status: api.StatusStarting, PID: os.Getpid(),

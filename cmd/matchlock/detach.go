@@ -38,6 +38,7 @@ type order struct {
 	Remove bool   `json:"remove"` // the sandbox when it ends
 	Accel  string `json:"accel,omitempty"`
 	Cold   bool   `json:"cold,omitempty"`
+	NoJail bool   `json:"no_jail,omitempty"`
 
 	Stdin  bool `json:"stdin"`
 	Tty    bool `json:"tty"`
@@ -135,6 +136,7 @@ func (a *app) superviseSandbox(ctx context.Context, o order) error {
 		options.Logger = nil // what it has to say later goes to the sandbox's log
 	}
 	options.Name, options.Keep, options.Accel, options.Cold = o.Name, !o.Remove, o.Accel, o.Cold
+	options.NoJail = o.NoJail
 	options.Progress = bars.progress
 	if o.Timing {
 		options.Timing = printTiming

@@ -34,6 +34,7 @@ type runFlags struct {
 	workspace    api.Mount // without a source: none
 	snapshot     string    // empty: an image
 	cold, timing bool
+	noJail       bool
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -124,6 +125,7 @@ the one that runs in it, or COMMAND beside what runs.`,
 		imageFlags(fs, c, &f.accel)
 		fs.StringVar(&f.snapshot, "snapshot", "", "go on from the snapshot `NAME` in the place of an image")
 		fs.BoolVar(&f.cold, "cold", false, "boot the machine, though a copy of one that has booted would do")
+		fs.BoolVar(&f.noJail, "no-jail", false, "run the hypervisor with all that you may do, unconfined")
 		fs.BoolVar(&f.timing, "timing", false, "tell how long each phase took, and how much code was translated for it")
 	})
 	completeImageFlags(cmd)
@@ -281,7 +283,7 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 		return err
 	}
 	o := order{
-		Config: f.config, Name: f.name, Remove: f.remove, Accel: f.accel, Cold: f.cold,
+		Config: f.config, Name: f.name, Remove: f.remove, Accel: f.accel, Cold: f.cold, NoJail: f.noJail,
 		Stdin: f.interactive, Tty: f.tty, Timing: f.timing,
 	}
 	begin := func(ctx context.Context, options sandbox.Options) (*sandbox.Sandbox, error) {
@@ -321,7 +323,7 @@ func (a *app) runForeground(cmd *cobra.Command, f *runFlags, goesOn bool, begin 
 	defer bars.close()
 	options := a.options()
 	options.Name, options.Keep = f.name, !f.remove
-	options.Accel, options.Cold = f.accel, f.cold
+	options.Accel, options.Cold, options.NoJail = f.accel, f.cold, f.noJail
 	options.NeedCommand = true
 	options.Progress = bars.progress
 	if f.timing {

@@ -73,6 +73,12 @@ type Accelerated interface {
 	Accelerator() (name, reason string)
 }
 
+// A Confined is a Hypervisor whose process may be kept from its host.
+type Confined interface {
+	// Jail returns what holds it, and what could not be had, with the reason.
+	Jail() (applied, missing []string)
+}
+
 // A Pauser is a Hypervisor that can have its guest stand still.
 type Pauser interface {
 	Pause(ctx context.Context) error
@@ -754,6 +760,14 @@ func (m *Machine) Accelerator() (name, reason string) {
 		return hv.Accelerator()
 	}
 	return "", ""
+}
+
+// Jail returns what holds the hypervisor's process, and what could not be had.
+func (m *Machine) Jail() (applied, missing []string) {
+	if hv, ok := m.hv.(Confined); ok {
+		return hv.Jail()
+	}
+	return nil, nil
 }
 
 // PID implements vm.Machine.

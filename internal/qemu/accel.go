@@ -14,6 +14,8 @@ const (
 	accelTCG  = "tcg"
 )
 
+const kvmDevice = "/dev/kvm"
+
 // probeDeadline is how long a vCPU may take for the probe's code. Hardware
 // needs a few milliseconds on a busy host.
 const probeDeadline = 200 * time.Millisecond

@@ -32,11 +32,11 @@ func openKVM() error {
 
 func newKVM() (*os.File, error) {
 	// The runtime's poller has no business with the device, so no os.OpenFile.
-	fd, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(kvmDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: "/dev/kvm", Err: err}
+		return nil, &os.PathError{Op: "open", Path: kvmDevice, Err: err}
 	}
-	return os.NewFile(uintptr(fd), "/dev/kvm"), nil
+	return os.NewFile(uintptr(fd), kvmDevice), nil
 }
 
 // runVCPU has a vCPU do real work. The device proves nothing: it opens and

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -49,6 +50,11 @@ type Options struct {
 	// (made is false), when one was made of it, or why none was. It hears nothing of
 	// a machine that is not to be a copy.
 	Warm func(made bool, err error)
+
+	// Guest returns the guest's /init, which has the first step of the jail in it: see
+	// package jail. NoJail does without, and runs QEMU with all that the user may do.
+	Guest  func(ctx context.Context) (*io.SectionReader, error)
+	NoJail bool
 
 	// Boot returns the kernel and initramfs to start. kernel is
 	// VMConfig.KernelPath; empty, one is to be found.
@@ -118,6 +124,11 @@ func (b *Backend) acquire(ctx context.Context, h *hypervisor) (link *os.File, ro
 	}
 	if h.accel, err = chooseAccel(ctx, b.options.Accel, b.options.CacheDir); err != nil {
 		return nil, "", err
+	}
+	if !b.options.NoJail {
+		if err := b.prepareJail(ctx, h); err != nil {
+			return nil, "", fmt.Errorf("jail: %w", err)
+		}
 	}
 	h.log.Info("the guest runs under "+h.accel.Name, "reason", h.accel.Reason)
 	if h.accel.Name == accelTCG {

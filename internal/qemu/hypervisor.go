@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/matchlock/matchlock/internal/hostfs"
+	"github.com/matchlock/matchlock/internal/jail"
 	"github.com/matchlock/matchlock/internal/machine"
 	"github.com/matchlock/matchlock/internal/saved"
 	"github.com/matchlock/matchlock/internal/wire"
@@ -28,7 +29,9 @@ type hypervisor struct {
 	log    *slog.Logger
 
 	// Acquired by Backend.acquire, released by Close.
-	path              string // of QEMU
+	path              string   // of QEMU
+	first             *os.File // the jail's first step; nil: there is no jail
+	parts             []string // what QEMU opens by name
 	accel             Accel
 	tscKHz            uint64 // 0: the guest finds out itself
 	reserved          int    // of the processors, those that user code may not use
@@ -61,6 +64,7 @@ type hypervisor struct {
 	mu      sync.Mutex
 	closed  bool
 	current *instance // nil before the first and between two
+	jailed  jail.Report
 
 	ended  chan struct{} // closed when no process runs the machine any more and endErr is set
 	endErr error
@@ -73,6 +77,7 @@ var (
 	_ machine.Pauser      = (*hypervisor)(nil)
 	_ machine.Snapshotter = (*hypervisor)(nil)
 	_ machine.Accelerated = (*hypervisor)(nil)
+	_ machine.Confined    = (*hypervisor)(nil)
 	_ machine.Counter     = (*hypervisor)(nil)
 	_ machine.Rememberer  = (*hypervisor)(nil)
 )
@@ -156,13 +161,8 @@ func (h *hypervisor) startInstance(ctx context.Context, state io.Reader, trial b
 	i.trial = trial
 	child.memory, child.monitor, child.link = h.memory, h.monitor, h.link
 	line := h.invocation(child.channels)
-	cmd := exec.Command(h.path, line.args...)
-	cmd.ExtraFiles = line.files
-	cmd.Stdout, cmd.Stderr = child.output, child.output
-	cmd.Env = []string{} // nothing of the host's environment
-	cmd.Dir = "/"
 	h.log.Debug("starting qemu", "args", strings.Join(line.args, " "))
-	if err := h.launch(i, cmd); err != nil {
+	if err := h.launch(i, line, child.output); err != nil {
 		i.close()
 		return nil, err
 	}
@@ -196,13 +196,24 @@ func (h *hypervisor) drop(i *instance) error {
 }
 
 // launch starts the instance's process and sees to its end.
-func (h *hypervisor) launch(i *instance, cmd *exec.Cmd) error {
+func (h *hypervisor) launch(i *instance, line *invocation, output *os.File) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
 		return net.ErrClosed
 	}
-	process, err := startProcess(cmd)
+	process, err := startProcess(func() (*exec.Cmd, error) {
+		if h.first == nil {
+			return startFree(h.path, line, output)
+		}
+		confined, err := jail.Start(h.confinement(line, output))
+		if err != nil {
+			return nil, err
+		}
+		i.confined, h.jailed = confined, confined.Report
+		h.log.Info("qemu is confined", "by", h.jailed.Applied, "missing", h.jailed.Missing)
+		return confined.Cmd, nil
+	})
 	if err != nil {
 		return fmt.Errorf("qemu: %w", err)
 	}
@@ -221,6 +232,17 @@ func (h *hypervisor) launch(i *instance, cmd *exec.Cmd) error {
 		close(h.ended)
 	}()
 	return nil
+}
+
+// startFree starts QEMU without a jail.
+func startFree(path string, line *invocation, output *os.File) (*exec.Cmd, error) {
+	cmd := exec.Command(path, line.args...)
+	cmd.ExtraFiles = line.files
+	cmd.Stdout, cmd.Stderr = output, output
+	cmd.Env = []string{} // nothing of the host's environment
+	cmd.Dir = "/"
+	setParentDeathSignal(cmd)
+	return cmd, cmd.Start()
 }
 
 // notStarted puts what QEMU said last in the place of an error that came of its
@@ -301,6 +323,13 @@ func (h *hypervisor) execute(ctx context.Context, command string) error {
 // Accelerator implements machine.Accelerated.
 func (h *hypervisor) Accelerator() (name, reason string) { return h.accel.Name, h.accel.Reason }
 
+// Jail implements machine.Confined.
+func (h *hypervisor) Jail() (applied, missing []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.jailed.Applied, h.jailed.Missing
+}
+
 // DialVsock implements machine.Hypervisor.
 func (h *hypervisor) DialVsock(ctx context.Context, port uint32) (net.Conn, error) {
 	h.mu.Lock()
@@ -374,7 +403,7 @@ func (h *hypervisor) Close() error {
 		i.close()
 	}
 	var errs []error
-	for _, f := range []*os.File{h.kernel, h.initramfs, h.link, h.memory, h.monitor} {
+	for _, f := range []*os.File{h.first, h.kernel, h.initramfs, h.link, h.memory, h.monitor} {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/matchlock/matchlock/internal/hostfs"
+	"github.com/matchlock/matchlock/internal/jail"
 	"github.com/matchlock/matchlock/internal/wire"
 )
 
@@ -20,6 +21,7 @@ import (
 // newInstance and started by hypervisor.launch.
 type instance struct {
 	process  *process
+	confined *jail.Process   // nil: it is not
 	memory   *physicalMemory // nil until somebody asks for it
 	trial    bool            // guarded by hypervisor.mu
 	collects sync.WaitGroup  // of what the console and the process say, and what it was given
@@ -148,6 +150,9 @@ func (i *instance) greet(ctx context.Context) error {
 		return err
 	}
 	qmp, err := newQMP(ctx, conn.(*net.UnixConn))
+	if i.confined != nil {
+		i.confined.Ready()
+	}
 	if err != nil {
 		return err
 	}

@@ -13,18 +13,20 @@ type process struct {
 	err   error // of Wait, once ended
 }
 
-// startProcess starts cmd so that the kernel kills it when this process ends,
-// by kill -9 too. The kernel's parent-death signal goes by thread, not by
+// startProcess has start start a process so that the kernel kills it when this one
+// ends, by kill -9 too. The kernel's parent-death signal goes by thread, not by
 // process: it fires when the thread that forked ends, and Go ends threads. So
 // the thread that forks is kept for as long as the child lives.
-func startProcess(cmd *exec.Cmd) (*process, error) {
+func startProcess(start func() (*exec.Cmd, error)) (*process, error) {
 	p := &process{ended: make(chan struct{})}
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		setParentDeathSignal(cmd)
-		err := cmd.Start()
+		cmd, err := start()
+		if err == nil {
+			p.os = cmd.Process
+		}
 		started <- err
 		if err != nil {
 			return
@@ -36,7 +38,6 @@ func startProcess(cmd *exec.Cmd) (*process, error) {
 	if err := <-started; err != nil {
 		return nil, err
 	}
-	p.os = cmd.Process
 	return p, nil
 }
 

@@ -42,7 +42,7 @@ func TestQEMUThatDoesNotStart(t *testing.T) {
 				t.Fatal(err)
 			}
 			backend := qemu.New(qemu.Options{
-				Accel: "tcg", RunDir: t.TempDir(),
+				Accel: "tcg", NoJail: true, RunDir: t.TempDir(),
 				Boot: func(context.Context, string) (qemu.BootFiles, error) {
 					return qemu.BootFiles{Kernel: image, Initramfs: image}, nil
 				},

@@ -58,7 +58,7 @@ func play(t *testing.T, script string) (h *hypervisor, boots func() int, warned 
 	warned = new(bytes.Buffer)
 	log := slog.New(slog.NewTextHandler(warned, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	backend := New(Options{
-		Accel: accelTCG, RunDir: t.TempDir(), Logger: log,
+		Accel: accelTCG, NoJail: true, RunDir: t.TempDir(), Logger: log,
 		Boot: func(context.Context, string) (BootFiles, error) {
 			return BootFiles{Kernel: image, Initramfs: image}, nil
 		},

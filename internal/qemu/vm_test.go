@@ -75,11 +75,13 @@ func backendOptions(t testing.TB) qemu.Options {
 		t.Fatalf("guest binary: %v\n%s", err, guest)
 	}
 	cache := cacheDir(t)
+	section := io.NewSectionReader(bytes.NewReader(guest), 0, int64(len(guest)))
 	return qemu.Options{
+		Guest:    func(context.Context) (*io.SectionReader, error) { return section, nil },
 		CacheDir: cache,
 		RunDir:   t.TempDir(),
 		Boot: func(ctx context.Context, kernel string) (qemu.BootFiles, error) {
-			files, err := boot.Prepare(ctx, boot.Options{Kernel: kernel, CacheDir: cache, Guest: io.NewSectionReader(bytes.NewReader(guest), 0, int64(len(guest)))})
+			files, err := boot.Prepare(ctx, boot.Options{Kernel: kernel, CacheDir: cache, Guest: section})
 			if err != nil {
 				return qemu.BootFiles{}, err
 			}
@@ -216,7 +218,7 @@ exec %s "$@"
 			}
 			t.Setenv("MATCHLOCK_QEMU", slow)
 			options := backendOptions(t)
-			options.Accel = "tcg"
+			options.Accel, options.NoJail = "tcg", true // a script needs the host's shell
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			config := overlayConfig(t, "again")

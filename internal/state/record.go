@@ -24,7 +24,8 @@ const recordName = "state.json"
 type Record struct {
 	Version int `json:"version"`
 	api.Info
-	Accel string `json:"accel,omitempty"` // that was asked for
+	Accel  string `json:"accel,omitempty"`   // that was asked for
+	NoJail bool   `json:"no_jail,omitempty"` // likewise
 }
 
 // migrations turn a record of version i+1 into one of the next version, in

@@ -1,0 +1,3 @@
+package jail
+
+var deniedOnThisArch []uint32

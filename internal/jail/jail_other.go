@@ -1,0 +1,15 @@
+//go:build !linux
+
+package jail
+
+import "errors"
+
+// Start is not to be had here.
+func Start(*Config) (*Process, error) { return nil, errors.ErrUnsupported }
+
+// Main is not to be had here.
+func Main() error { return errors.ErrUnsupported }
+
+type openings struct{}
+
+func (*openings) close() {}
