@@ -28,14 +28,18 @@ type Config struct {
 	Output  *os.File   // its standard output and error
 
 	// Paths are files and folders that it opens by name, read-only, Program itself not
-	// among them. Devices are those that it also writes to.
-	Paths, Devices []string
+	// among them.
+	Paths []string
+	// Devices are opened for it, when it opens them for reading and writing before
+	// Ready. They need not be open to its user.
+	Devices []string
 
 	// ID names whom it runs for. Started by root, it has a user of its own, which
 	// goes by that.
 	ID        string
-	Memory    int64 // bytes that it may write to beside shared ones: RLIMIT_DATA
+	Memory    int64 // bytes of its own that it may write to
 	Processes int   // and threads
+	CPUs      float64
 }
 
 // A Report tells what holds a program.
@@ -49,11 +53,21 @@ type Process struct {
 	*exec.Cmd
 	Report
 	openings *openings
+	group    *cgroup // nil: there is none
 }
 
 // Ready says that the program has opened by name what it will: from now on it opens no
-// file for writing. It may be called again, and must be before the end.
-func (p *Process) Ready() { p.openings.close() }
+// file for writing. The Report is complete then. It is called once, or not at all.
+func (p *Process) Ready() {
+	p.openings.close()
+	p.settle()
+}
+
+// Close is for when the program has ended.
+func (p *Process) Close() {
+	p.openings.close()
+	p.removeGroup()
+}
 
 // ErrTooLittle is wrapped by the error of a Start that refuses, since this kernel, or
 // what we run in, offers neither namespaces nor Landlock.

@@ -68,7 +68,7 @@ func testInside(t *testing.T, w way) {
 	c := &Config{
 		First: open(t, program), Program: program, Files: []*os.File{shared, own, sealedMemory(t)},
 		Args:  append([]string{fmt.Sprint(os.Getpid()), fmt.Sprint(memory), filepath.Join(folder, "firmware")}, hidden...),
-		Paths: []string{folder}, ID: t.Name(), Memory: memory, Processes: 64,
+		Paths: []string{folder}, Devices: []string{"/dev/zero"}, ID: t.Name(), Memory: memory, Processes: 64,
 	}
 	said, report := run(t, c, w)
 	t.Log("applied: ", report.Applied, "missing: ", report.Missing)
@@ -76,7 +76,7 @@ func testInside(t *testing.T, w way) {
 	free := w.flags == 0 // no root of its own
 	want := map[string]string{
 		"environment": "[]", "capabilities": "[{0 0 0} {0 0 0}]", "no_new_privs": "1",
-		"read " + filepath.Join(folder, "firmware"): "", "stat " + filepath.Join(folder, "firmware"): "", "own file": "", "shared file, read": "",
+		"read " + filepath.Join(folder, "firmware"): "", "stat " + filepath.Join(folder, "firmware"): "", "own file": "", "its device": "", "shared file, read": "",
 		"private shared": "", "private sealed": "", "memory": "", "capget": "",
 	}
 	if !free {
@@ -124,7 +124,7 @@ func run(t *testing.T, c *Config, w way) (said map[string]string, report Report)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Ready()
+	defer p.Close()
 	text, err := io.ReadAll(ours)
 	if waitErr := p.Wait(); waitErr != nil {
 		t.Errorf("%v\n%s", waitErr, text)
@@ -143,7 +143,7 @@ func TestDiesWithStarter(t *testing.T) {
 	program := inside(t)
 	for _, w := range ways() {
 		t.Run(w.name, func(t *testing.T) {
-			pids := make(chan int)
+			started := make(chan *Process)
 			var start func()
 			start = func() {
 				runtime.LockOSThread() // and ends with the goroutine
@@ -160,19 +160,19 @@ func TestDiesWithStarter(t *testing.T) {
 				p, err := c.start(w)
 				if err != nil {
 					t.Error(err)
-					pids <- 0
+					started <- nil
 					return
 				}
-				p.Ready()
-				pids <- p.Process.Pid
+				started <- p
 			}
 			go start()
-			pid := <-pids
-			if pid == 0 {
+			p := <-started
+			if p == nil {
 				return
 			}
+			defer p.Close()
 			var status unix.WaitStatus
-			if _, err := unix.Wait4(pid, &status, 0, nil); err != nil || status.Signal() != syscall.SIGKILL {
+			if _, err := unix.Wait4(p.Process.Pid, &status, 0, nil); err != nil || status.Signal() != syscall.SIGKILL {
 				t.Errorf("it ended with %v (%v), want SIGKILL", status, err)
 			}
 		})

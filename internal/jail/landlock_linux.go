@@ -22,7 +22,6 @@ const (
 	landlockScopes = 1<<0 | 1<<1 // 6: abstract unix sockets, signals
 
 	landlockExecute  = 1 << 0
-	landlockWrite    = 1 << 1
 	landlockRead     = 1 << 2
 	landlockReadDir  = 1 << 3
 	landlockVersion  = 1 << 0 // a flag of landlock_create_ruleset
@@ -40,7 +39,7 @@ type landlockPath struct {
 // fileRules has Landlock deny every file but those that the program is to open, and
 // every mode but those. It holds where a mount does not, and the other way round. The
 // rules are made while the files can still be reached; they hold from restrict on.
-func (s *step) fileRules() (ruleset *os.File, err error) {
+func (s *step) fileRules(parts []part) (ruleset *os.File, err error) {
 	version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, landlockVersion)
 	if errno != 0 {
 		return nil, errno
@@ -73,33 +72,20 @@ func (s *step) fileRules() (ruleset *os.File, err error) {
 		}
 	}()
 
-	allow := func(path string, access uint64) error {
-		at, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("%s: %w", path, err)
-		}
-		defer unix.Close(at)
-		var st unix.Stat_t
-		if err := unix.Fstat(at, &st); err != nil {
-			return err
-		}
-		if st.Mode&unix.S_IFMT == unix.S_IFDIR && access&landlockRead != 0 {
-			access |= landlockReadDir
-		}
-		rule := landlockPath{access & rules.files, int32(at)}
+	allow := func(at int, access uint64) error {
+		rule := landlockPath{access, int32(at)}
 		if _, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, fd, landlockPathRule, uintptr(unsafe.Pointer(&rule)), 0, 0, 0); errno != 0 {
-			return fmt.Errorf("%s: %w", path, errno)
+			return errno
 		}
 		return nil
 	}
-	for _, path := range append(s.Paths[:len(s.Paths):len(s.Paths)], s.Program) {
-		if err := allow(path, landlockRead|landlockExecute); err != nil {
-			return nil, err
+	for _, p := range parts {
+		access := uint64(landlockRead | landlockExecute)
+		if p.dir {
+			access |= landlockReadDir
 		}
-	}
-	for _, path := range s.Devices {
-		if err := allow(path, landlockRead|landlockWrite|landlockIoctl); err != nil {
-			return nil, err
+		if err := allow(p.fd, access); err != nil {
+			return nil, fmt.Errorf("%s: %w", p.path, err)
 		}
 	}
 	for fd := firstFD; fd < firstFD+s.Files; fd++ {
@@ -107,8 +93,8 @@ func (s *step) fileRules() (ruleset *os.File, err error) {
 			continue
 		}
 		// A file of memfd_create(2) takes no rule, and needs none.
-		if err := allow(fmt.Sprintf("%s/%d", descriptors, fd), landlockRead); err != nil && !errors.Is(err, unix.EBADFD) {
-			return nil, err
+		if err := allow(fd, landlockRead); err != nil && !errors.Is(err, unix.EBADFD) {
+			return nil, fmt.Errorf("descriptor %d: %w", fd, err)
 		}
 	}
 	return ruleset, nil

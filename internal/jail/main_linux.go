@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -58,11 +57,15 @@ func (s *step) missing(name string, err error) {
 
 // confine puts on all that there is, in the order in which each still can be.
 func (s *step) confine() error {
+	parts, err := s.takeParts()
+	if err != nil {
+		return err
+	}
 	if s.Namespaces {
-		if err := s.enterRoot(); err != nil {
+		if err := s.enterRoot(parts); err != nil {
 			return fmt.Errorf("root: %w", err)
 		}
-		// The names of the host are not its affair.
+		// The host's name is not its affair.
 		if err := unix.Sethostname([]byte("jail")); err != nil {
 			return fmt.Errorf("sethostname: %w", err)
 		}
@@ -71,7 +74,7 @@ func (s *step) confine() error {
 	if err := s.limit(); err != nil {
 		return err
 	}
-	rules, landlock := s.fileRules()
+	rules, landlock := s.fileRules(parts)
 	if err := s.dropPrivileges(); err != nil {
 		return err
 	}
@@ -86,7 +89,6 @@ func (s *step) confine() error {
 	default:
 		s.missing("landlock", landlock)
 	}
-	var err error
 	if s.listener, err = loadFilter(); err != nil {
 		return fmt.Errorf("seccomp: %w", err)
 	}
@@ -126,6 +128,7 @@ func (s *step) limit() error {
 		{"files", unix.RLIMIT_NOFILE, maxFiles},
 		{"processes", unix.RLIMIT_NPROC, uint64(s.Processes)},
 		{"memory", unix.RLIMIT_DATA, uint64(s.Memory)},
+		{"address space", unix.RLIMIT_AS, uint64(s.Memory) + sharedMemory},
 		{"message queues", unix.RLIMIT_MSGQUEUE, 0},
 		{"real-time priority", unix.RLIMIT_RTPRIO, 0},
 	} {
@@ -139,6 +142,10 @@ func (s *step) limit() error {
 	s.applied("rlimits")
 	return nil
 }
+
+// sharedMemory is how much a program may map beside what it may write to of its own:
+// files, libraries, and room that a memory allocator keeps.
+const sharedMemory = 4 << 30
 
 // maxFiles is more than a machine with all its disks in many layers has open.
 const maxFiles = 1024
@@ -171,7 +178,7 @@ func (s *step) dropPrivileges() error {
 		}
 	}
 	if s.OwnUser {
-		if err := setUser(s.UID, s.Groups); err != nil {
+		if err := setUser(s.UID); err != nil {
 			return fmt.Errorf("change to user %d: %w", s.UID, err)
 		}
 		s.applied("uid")
@@ -190,8 +197,8 @@ func (s *step) dropPrivileges() error {
 }
 
 // setUser is for this thread, where the runtime's would be for all.
-func setUser(id int, groups []uint32) error {
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(unsafe.SliceData(groups))), 0); errno != 0 {
+func setUser(id int) error {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
 		return errno
 	}
 	for _, call := range []uintptr{unix.SYS_SETRESGID, unix.SYS_SETRESUID} {

@@ -3,6 +3,7 @@ package jail
 import (
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"unsafe"
 
@@ -14,16 +15,19 @@ import (
 // QEMU opens the file of its guest's memory so, by the name of a descriptor in /proc,
 // though it maps it privately. It cannot be let: the file is others' too. What it gets
 // in the place of a file opened anew is a copy of the descriptor that it has, which
-// is for reading. Other files are opened as always; what may be, all else decides.
+// is for reading. A device that it may have is opened here, so that it need not be
+// there, nor its user allowed to. Other files are opened as always; what may be, all
+// else decides.
 type openings struct {
 	listener *os.File // of seccomp_unotify(2)
 	pid      int
+	devices  []string
 	closed   sync.Once
 	done     sync.WaitGroup
 }
 
-func serveOpenings(listener *os.File, pid int) *openings {
-	o := &openings{listener: listener, pid: pid}
+func serveOpenings(listener *os.File, pid int, devices []string) *openings {
+	o := &openings{listener: listener, pid: pid, devices: devices}
 	o.done.Go(o.serve)
 	return o
 }
@@ -93,51 +97,52 @@ func (o *openings) answer(listener uintptr) {
 		return
 	}
 	answer := notificationAnswer{id: call.id, flags: notifContinue}
-	if fd, ok := o.named(uintptr(call.args[1])); ok {
+	if file, err := o.meant(o.name(uintptr(call.args[1]))); err != nil {
+		answer.flags, answer.errno = 0, -int32(unix.EACCES)
+	} else if file >= 0 {
+		defer unix.Close(file)
 		answer.flags = 0
-		copied, err := o.copyInto(listener, call.id, fd, uint32(call.args[3])&unix.O_CLOEXEC)
-		if answer.value = int64(copied); err != nil {
-			answer.value, answer.errno = 0, -int32(unix.EACCES)
+		added := notificationFD{id: call.id, from: uint32(file), descriptor: uint32(call.args[2]) & unix.O_CLOEXEC}
+		if n, _, errno := unix.Syscall(unix.SYS_IOCTL, listener, notifAddFD, uintptr(unsafe.Pointer(&added))); errno == 0 {
+			answer.value = int64(n)
+		} else {
+			answer.errno = -int32(errno)
 		}
 	}
 	control(listener, notifSend, unsafe.Pointer(&answer))
 }
 
-// named returns the descriptor that a path in the program's memory is the name of.
-func (o *openings) named(path uintptr) (fd int, ok bool) {
-	text := make([]byte, len(descriptors)+len("/1234567890")+1)
-	local, remote := unix.Iovec{Base: &text[0]}, unix.RemoteIovec{Base: path, Len: len(text)}
+// maxName is longer than any that is looked for.
+const maxName = 64
+
+// name reads a path in the program's memory, empty where there is none.
+func (o *openings) name(at uintptr) string {
+	text := make([]byte, maxName)
+	local := unix.Iovec{Base: &text[0]}
 	local.SetLen(len(text))
 	// The end of a page may come before that of text.
-	n, err := unix.ProcessVMReadv(o.pid, []unix.Iovec{local}, []unix.RemoteIovec{remote}, 0)
-	if err != nil || n == 0 {
-		return 0, false
+	n, err := unix.ProcessVMReadv(o.pid, []unix.Iovec{local}, []unix.RemoteIovec{{Base: at, Len: len(text)}}, 0)
+	if err != nil || n <= 0 {
+		return ""
 	}
-	name := unix.ByteSliceToString(text[:n])
-	if _, err := fmt.Sscanf(name, descriptors+"/%d", &fd); err != nil {
-		return 0, false
-	}
-	return fd, name == fmt.Sprintf("%s/%d", descriptors, fd)
+	return unix.ByteSliceToString(text[:n])
 }
 
-// copyInto gives the program a copy of a descriptor of its own.
-func (o *openings) copyInto(listener uintptr, id uint64, fd int, flags uint32) (copied int, err error) {
+// meant returns what is to be had in the place of a file, -1 where that is the file.
+func (o *openings) meant(name string) (file int, err error) {
+	if slices.Contains(o.devices, name) {
+		return unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	}
+	var fd int
+	if _, err := fmt.Sscanf(name, descriptors+"/%d", &fd); err != nil || name != fmt.Sprintf("%s/%d", descriptors, fd) {
+		return -1, nil
+	}
 	process, err := unix.PidfdOpen(o.pid, 0)
 	if err != nil {
-		return 0, err
+		return -1, err
 	}
 	defer unix.Close(process)
-	ours, err := unix.PidfdGetfd(process, fd, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Close(ours)
-	added := notificationFD{id: id, from: uint32(ours), descriptor: flags}
-	n, _, errno := unix.Syscall(unix.SYS_IOCTL, listener, notifAddFD, uintptr(unsafe.Pointer(&added)))
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
+	return unix.PidfdGetfd(process, fd, 0)
 }
 
 func control(fd uintptr, request uintptr, argument unsafe.Pointer) error {

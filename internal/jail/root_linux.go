@@ -14,26 +14,52 @@ import (
 // descriptors is where a program finds what it has open, by name.
 const descriptors = "/proc/self/fd"
 
-// A part is a file or folder of the host on its way into the root.
+// A part is a file or folder of the host that the program opens by name.
 type part struct {
 	path string
-	tree int // descriptor of a mount that is nowhere yet
+	fd   int // of it: where there is a root, of a mount of it that is nowhere yet
 	dir  bool
 }
 
-// enterRoot makes a root of the parts and leaves the host's.
-func (s *step) enterRoot() error {
-	// Mounts of the host come and go without us, and ours without it.
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make the mounts private: %w", err)
+// takeParts opens all parts, Program the last.
+func (s *step) takeParts() (parts []part, err error) {
+	if s.Namespaces {
+		// Mounts of the host come and go without us, and ours without it.
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return nil, fmt.Errorf("make the mounts private: %w", err)
+		}
 	}
+	for _, path := range append(s.Paths[:len(s.Paths):len(s.Paths)], s.Program) {
+		p := part{path: path}
+		if s.Namespaces {
+			p.fd, err = clone(path, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+		} else {
+			p.fd, err = unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+		}
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Fstat(p.fd, &st)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		p.dir = st.Mode&unix.S_IFMT == unix.S_IFDIR
+		parts = append(parts, p)
+	}
+	return parts, nil
+}
+
+// enterRoot makes a root of the parts and leaves the host's.
+func (s *step) enterRoot(parts []part) error {
 	if err := s.guardFiles(); err != nil {
 		return err
 	}
-	parts, err := s.takeParts()
+	// Of /proc it is this process's descriptors alone.
+	own, err := clone(descriptors, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", descriptors, err)
 	}
+	defer unix.Close(own)
 	// Any folder will do: it is gone in a moment.
 	if err := unix.Mount("jail", "/proc", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=1m"); err != nil {
 		return fmt.Errorf("tmpfs: %w", err)
@@ -41,7 +67,7 @@ func (s *step) enterRoot() error {
 	if err := os.Chdir("/proc"); err != nil {
 		return err
 	}
-	for _, p := range parts {
+	for _, p := range append(parts[:len(parts):len(parts)], part{descriptors, own, true}) {
 		if err := p.place(); err != nil {
 			return fmt.Errorf("%s: %w", p.path, err)
 		}
@@ -60,41 +86,6 @@ func (s *step) enterRoot() error {
 	return os.NewSyscallError("mount_setattr", unix.MountSetattr(unix.AT_FDCWD, "/", 0, &attr))
 }
 
-// takeParts clones the mounts of all that belongs into the root.
-func (s *step) takeParts() (parts []part, err error) {
-	take := func(path string, attributes uint64) error {
-		p, err := takePart(path, attributes)
-		if err != nil {
-			return fmt.Errorf("%s: %w", path, err)
-		}
-		parts = append(parts, p)
-		return nil
-	}
-	const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID
-	for _, path := range append(s.Paths[:len(s.Paths):len(s.Paths)], s.Program) {
-		if err := take(path, readOnly|unix.MOUNT_ATTR_NODEV); err != nil {
-			return nil, err
-		}
-	}
-	for _, path := range s.Devices {
-		if err := take(path, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC); err != nil {
-			return nil, err
-		}
-	}
-	// Of /proc it is this process's descriptors alone.
-	return parts, take(descriptors, readOnly|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
-}
-
-func takePart(path string, attributes uint64) (p part, err error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return p, cause(err)
-	}
-	p = part{path: path, dir: info.IsDir()}
-	p.tree, err = clone(path, attributes)
-	return p, err
-}
-
 // clone returns a mount of what is at path, held to attributes, that is nowhere.
 func clone(path string, attributes uint64) (tree int, err error) {
 	tree, err = unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -111,7 +102,6 @@ func clone(path string, attributes uint64) (tree int, err error) {
 
 // place mounts the part where it is to be, below the working directory.
 func (p *part) place() error {
-	defer unix.Close(p.tree)
 	to := strings.TrimPrefix(filepath.Clean(p.path), "/")
 	at := to
 	if !p.dir {
@@ -129,7 +119,7 @@ func (p *part) place() error {
 		}
 		f.Close()
 	}
-	return os.NewSyscallError("move_mount", unix.MoveMount(p.tree, "", unix.AT_FDCWD, to, unix.MOVE_MOUNT_F_EMPTY_PATH))
+	return os.NewSyscallError("move_mount", unix.MoveMount(p.fd, "", unix.AT_FDCWD, to, unix.MOVE_MOUNT_F_EMPTY_PATH))
 }
 
 // guardFiles replaces the descriptors of files that the program is to read by ones

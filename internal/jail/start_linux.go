@@ -20,11 +20,9 @@ type order struct {
 	Args       []string
 	Files      int // descriptors from 3 on that the program gets
 	Paths      []string
-	Devices    []string
 	Namespaces bool
-	OwnUser    bool     // become UID, which is the group as well
-	UID        int      // in the user namespace, if there is one
-	Groups     []uint32 // more groups, there too
+	OwnUser    bool // become UID, which is the group as well
+	UID        int  // in the user namespace, if there is one
 	Memory     int64
 	Processes  int
 }
@@ -86,7 +84,7 @@ func (c *Config) start(w way) (_ *Process, err error) {
 	defer theirs.Close()
 
 	o := order{
-		Program: c.Program, Args: c.Args, Files: len(c.Files), Paths: c.Paths, Devices: c.Devices,
+		Program: c.Program, Args: c.Args, Files: len(c.Files), Paths: c.Paths,
 		Namespaces: w.flags != 0, Memory: c.Memory, Processes: c.Processes,
 	}
 	attr := &syscall.SysProcAttr{Cloneflags: w.flags, Pdeathsig: syscall.SIGKILL, Setsid: true}
@@ -121,7 +119,34 @@ func (c *Config) start(w way) (_ *Process, err error) {
 	if w.flags&unix.CLONE_NEWUSER != 0 {
 		report.Applied = append([]string{"user"}, report.Applied...)
 	}
-	return &Process{cmd, report, serveOpenings(listener, cmd.Process.Pid)}, nil
+	p := &Process{cmd, report, serveOpenings(listener, cmd.Process.Pid, c.Devices), nil}
+	p.group, err = c.newCgroup()
+	if err != nil {
+		p.Missing = append(p.Missing, "cgroup: "+err.Error())
+	} else {
+		p.group.attach(cmd.Process.Pid)
+	}
+	return p, nil
+}
+
+// settle waits until the process is in its group.
+func (p *Process) settle() {
+	if p.group == nil {
+		return
+	}
+	if err := <-p.group.attached; err != nil {
+		p.Missing = append(p.Missing, "cgroup: "+err.Error())
+	} else {
+		p.Applied = append(p.Applied, "cgroup "+p.group.version)
+	}
+	p.group.attached <- nil // for removeGroup
+}
+
+func (p *Process) removeGroup() {
+	if p.group != nil {
+		<-p.group.attached
+		p.group.remove()
+	}
 }
 
 // firstFD is the number that the first of exec.Cmd.ExtraFiles has in the child.

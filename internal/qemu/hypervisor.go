@@ -173,6 +173,12 @@ func (h *hypervisor) startInstance(ctx context.Context, state io.Reader, trial b
 		}
 		return nil, h.notStarted(err)
 	}
+	if i.confined != nil {
+		h.mu.Lock()
+		h.jailed = i.confined.Report
+		h.mu.Unlock()
+		h.log.Info("qemu is confined", "by", i.confined.Applied, "missing", i.confined.Missing)
+	}
 	i.tellDiskFaults(h.log)
 	return i, nil
 }
@@ -210,8 +216,7 @@ func (h *hypervisor) launch(i *instance, line *invocation, output *os.File) erro
 		if err != nil {
 			return nil, err
 		}
-		i.confined, h.jailed = confined, confined.Report
-		h.log.Info("qemu is confined", "by", h.jailed.Applied, "missing", h.jailed.Missing)
+		i.confined = confined
 		return confined.Cmd, nil
 	})
 	if err != nil {

@@ -275,4 +275,7 @@ func (i *instance) close() {
 	if i.memory != nil {
 		i.memory.Close()
 	}
+	if i.confined != nil {
+		i.confined.Close()
+	}
 }

@@ -71,11 +71,12 @@ func (b *Backend) InspectJail(ctx context.Context) (applied, missing []string, e
 	if err != nil {
 		return nil, nil, err
 	}
-	defer confined.Ready()
+	defer confined.Close()
+	defer p.kill()
+	confined.Ready()
 	select {
 	case <-p.ended:
 	case <-ctx.Done():
-		p.kill()
 		return nil, nil, context.Cause(ctx)
 	}
 	if p.err != nil {
@@ -100,6 +101,7 @@ func (h *hypervisor) confinement(line *invocation, output *os.File) *jail.Config
 		Paths: h.parts, ID: h.config.ID,
 		Memory:    int64(h.config.MemoryMB)<<20 + runCache<<20 + overheadMemory,
 		Processes: h.config.VCPUs + threads,
+		CPUs:      float64(h.config.VCPUs + 1), // what waits for disks and ports works beside them
 	}
 	if h.accel.Name == accelKVM {
 		c.Devices = []string{kvmDevice}

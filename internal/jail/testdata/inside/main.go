@@ -66,6 +66,8 @@ func main() {
 		try("read "+path, opened(path, unix.O_RDONLY))
 		try("stat "+path, unix.Stat(path, new(unix.Stat_t)))
 	}
+	try("its device", written("/dev/zero", unix.O_RDWR))
+	try("its device, read", opened("/dev/zero", unix.O_RDONLY))
 	try("own file", func() error { _, err := unix.Pwrite(own, []byte("mine"), 0); return err }())
 	try("shared file, read", func() error { _, err := unix.Pread(shared, make([]byte, 1), 0); return err }())
 	for name, fd := range map[string]int{"shared": shared, "sealed": sealed} {
@@ -153,6 +155,8 @@ func main() {
 	try("memory", err)
 	_, err = unix.Mmap(-1, 0, memory, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	try("more memory", err)
+	_, err = unix.Mmap(-1, 0, memory+4<<30, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	try("more shared memory", err)
 	json.NewEncoder(os.Stdout).Encode(said)
 }
 
