@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -192,8 +193,14 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	backend := s.options.Backend
 	if backend == nil {
 		options := qemu.Options{
-			Accel:       s.options.Accel,
-			Guest:       s.options.guest,
+			Accel: s.options.Accel,
+			Guest: func(ctx context.Context) (*io.SectionReader, error) {
+				guest, err := s.options.guest(ctx)
+				if err == nil {
+					s.options.Guest = guest // a helper that hands it out takes its time, and Boot asks again
+				}
+				return guest, err
+			},
 			NoJail:      s.options.NoJail,
 			CacheDir:    home.Cache,
 			RunDir:      s.dir.Path(),

@@ -256,8 +256,9 @@ func TestVMRefusals(t *testing.T) {
 		{"QEMU that is missing", []string{"MATCHLOCK_QEMU=" + dir + "/none"}, []string{"run", "busybox", "true"}, "QEMU not found", "apt-get install qemu-system-x86"},
 		{"QEMU that is too old", qemu("version-5.2", "echo 'QEMU emulator version 5.2.0 (Debian 1:5.2+dfsg-11)'"), []string{"run", "busybox", "true"}, "QEMU 5.2 is too old, 7.2 or later is needed", "install QEMU 7.2 or later"},
 		{"QEMU without a version", qemu("version-none", "sleep 1000"), []string{"run", "busybox", "true"}, "--version: no answer within 10s", ""},
-		{"QEMU that fails", qemu("fails", "echo no accelerator today >&2; exit 1"), []string{"run", "busybox", "true"}, "qemu ended: exit status 1; it said last: no accelerator today", ""},
-		{"QEMU that hangs", qemu("hangs", "sleep 1000"), []string{"run", "busybox", "true"}, "qemu did not start: qmp greeting: no answer within 20s", ""},
+		{"QEMU that fails", qemu("fails", "echo no accelerator today >&2; exit 1"), []string{"run", "--no-jail", "busybox", "true"}, "qemu ended: exit status 1; it said last: no accelerator today", ""},
+		{"QEMU that hangs", qemu("hangs", "sleep 1000"), []string{"run", "--no-jail", "busybox", "true"}, "qemu did not start: qmp greeting: no answer within 20s", ""},
+		{"QEMU that is a script", qemu("script", "exit 1"), []string{"run", "busybox", "true"}, "the hypervisor cannot be confined here", "--no-jail"},
 	}
 	t.Run("all", func(t *testing.T) {
 		for _, tt := range tests {
