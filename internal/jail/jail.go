@@ -37,7 +37,8 @@ type Config struct {
 	// ID names whom it runs for. Started by root, it has a user of its own, which
 	// goes by that.
 	ID        string
-	Memory    int64 // bytes of its own that it may write to
+	Memory    int64 // bytes of its own that it may write to, and
+	Stacks    int64 // bytes that it may have for stacks, which are never full
 	Processes int   // and threads
 	CPUs      float64
 }

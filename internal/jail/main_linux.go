@@ -129,6 +129,7 @@ func (s *step) limit() error {
 		{"processes", unix.RLIMIT_NPROC, uint64(s.Processes)},
 		{"memory", unix.RLIMIT_DATA, uint64(s.Memory)},
 		{"address space", unix.RLIMIT_AS, uint64(s.Memory) + sharedMemory},
+		{"stack", unix.RLIMIT_STACK, maxStack},
 		{"message queues", unix.RLIMIT_MSGQUEUE, 0},
 		{"real-time priority", unix.RLIMIT_RTPRIO, 0},
 	} {
@@ -146,6 +147,10 @@ func (s *step) limit() error {
 // sharedMemory is how much a program may map beside what it may write to of its own:
 // files, libraries, and room that a memory allocator keeps.
 const sharedMemory = 4 << 30
+
+// maxStack is the size of a thread's stack, which the C library takes from the limit:
+// 8 MiB as a rule, and QEMU may have 64 threads that do nothing but wait for a disk.
+const maxStack = 2 << 20
 
 // maxFiles is more than a machine with all its disks in many layers has open.
 const maxFiles = 1024

@@ -1,9 +1,10 @@
 package jail
 
 import (
-	"fmt"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -133,8 +134,8 @@ func (o *openings) meant(name string) (file int, err error) {
 	if slices.Contains(o.devices, name) {
 		return unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	}
-	var fd int
-	if _, err := fmt.Sscanf(name, descriptors+"/%d", &fd); err != nil || name != fmt.Sprintf("%s/%d", descriptors, fd) {
+	fd, ok := descriptorOf(name)
+	if !ok {
 		return -1, nil
 	}
 	process, err := unix.PidfdOpen(o.pid, 0)
@@ -143,6 +144,16 @@ func (o *openings) meant(name string) (file int, err error) {
 	}
 	defer unix.Close(process)
 	return unix.PidfdGetfd(process, fd, 0)
+}
+
+// descriptorOf returns the descriptor that a path is the name of.
+func descriptorOf(name string) (fd int, ok bool) {
+	number, ok := strings.CutPrefix(name, descriptors+"/")
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(number, 10, 31)
+	return int(n), err == nil
 }
 
 func control(fd uintptr, request uintptr, argument unsafe.Pointer) error {

@@ -85,7 +85,7 @@ func (c *Config) start(w way) (_ *Process, err error) {
 
 	o := order{
 		Program: c.Program, Args: c.Args, Files: len(c.Files), Paths: c.Paths,
-		Namespaces: w.flags != 0, Memory: c.Memory, Processes: c.Processes,
+		Namespaces: w.flags != 0, Memory: c.Memory + c.Stacks, Processes: c.Processes,
 	}
 	attr := &syscall.SysProcAttr{Cloneflags: w.flags, Pdeathsig: syscall.SIGKILL, Setsid: true}
 	if os.Geteuid() == 0 {

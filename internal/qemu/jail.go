@@ -90,6 +90,10 @@ func (b *Backend) InspectJail(ctx context.Context) (applied, missing []string, e
 // code that it translates.
 const overheadMemory = 512 << 20
 
+// diskStacks is the room for the stacks of what a disk is asked at a time: 1 MiB for
+// each of a queue's 256 places.
+const diskStacks = 256 << 20
+
 // threads is how many QEMU may have beside one for each processor: 64 for what waits
 // for disks, and its own.
 const threads = 96
@@ -100,6 +104,7 @@ func (h *hypervisor) confinement(line *invocation, output *os.File) *jail.Config
 		First: h.first, Program: h.path, Args: line.args, Files: line.files, Output: output,
 		Paths: h.parts, ID: h.config.ID,
 		Memory:    int64(h.config.MemoryMB)<<20 + runCache<<20 + overheadMemory,
+		Stacks:    int64(len(h.disks)+1) * diskStacks,
 		Processes: h.config.VCPUs + threads,
 		CPUs:      float64(h.config.VCPUs + 1), // what waits for disks and ports works beside them
 	}
