@@ -26,7 +26,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"vm":      {ours: "api"},
 	"sandbox": {ours: "api vm internal/agent internal/boot internal/control internal/disk internal/fuse internal/hostfs internal/image internal/intercept internal/logs internal/machine internal/names internal/netstack internal/policy internal/qemu internal/saved internal/secret internal/state internal/wire internal/workspace"},
 
-	"cmd/matchlock":       {ours: "api sandbox vm internal/image internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/term"},
+	"cmd/matchlock":       {ours: "api sandbox vm internal/image internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/sys golang.org/x/term"},
 	"cmd/matchlock-guest": {ours: "internal/guest internal/jail"},
 
 	"internal/wire":    {},
@@ -35,7 +35,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/qemu":    {ours: "api vm internal/agent internal/disk internal/hostfs internal/jail internal/logs internal/machine internal/saved internal/wire", outside: "golang.org/x/sys"},
 	"internal/guest":   {ours: "api internal/agent internal/fuse internal/seccomp internal/wire internal/workspace", outside: "golang.org/x/sys"},
 
-	"internal/jail":    {ours: "internal/seccomp", outside: "golang.org/x/sys"},
+	"internal/jail":    {ours: "internal/hostfs internal/seccomp", outside: "golang.org/x/sys"},
 	"internal/seccomp": {outside: "golang.org/x/sys"},
 
 	"internal/compress": {outside: "github.com/klauspost/compress github.com/ulikunitz/xz"},

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/matchlock/matchlock/internal/control"
+	"github.com/matchlock/matchlock/internal/qemu"
 	"github.com/matchlock/matchlock/internal/saved"
 	"github.com/matchlock/matchlock/internal/state"
 )
@@ -60,6 +61,7 @@ func (o Options) GC(ctx context.Context) (Garbage, error) {
 			errs = append(errs, fmt.Errorf("sandbox %q: %w", e.Name, err))
 		}
 	}
+	qemu.Sweep()
 	errs = append(errs, saved.RemoveRemains(home.Snapshots()), removeUnmade(home.Volumes()))
 	return g, errors.Join(errs...)
 }

@@ -1,6 +1,7 @@
 package jail
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/matchlock/matchlock/internal/hostfs"
 )
 
 // cgroup is a control group of one process, cgroups(7): with version 1 a folder for
@@ -20,6 +23,7 @@ import (
 type cgroup struct {
 	version  string
 	folders  []string
+	locks    []*os.File // of the folders: while they are held, no Sweep removes them
 	attached chan error
 }
 
@@ -97,8 +101,8 @@ func hierarchies(cgroups, mountinfo string) (found []hierarchy) {
 	return found
 }
 
-// newCgroup makes a group for a process to come.
-func (c *Config) newCgroup() (*cgroup, error) {
+// ownHierarchies finds those of this process.
+func ownHierarchies() ([]hierarchy, error) {
 	cgroups, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return nil, cause(err)
@@ -107,7 +111,48 @@ func (c *Config) newCgroup() (*cgroup, error) {
 	if err != nil {
 		return nil, cause(err)
 	}
-	found := hierarchies(string(cgroups), string(mountinfo))
+	return hierarchies(string(cgroups), string(mountinfo)), nil
+}
+
+// parents are where a group can be made: beside the own one first, since a group of
+// version 2 that has processes has no groups with limits.
+func (h *hierarchy) parents() []string {
+	if h.version == "v2" && h.own != h.root {
+		return []string{filepath.Dir(h.own), h.own}
+	}
+	return []string{h.own}
+}
+
+// Sweep removes the groups of processes whose supervisors were killed.
+func Sweep() {
+	found, err := ownHierarchies()
+	if err != nil {
+		return // then there are none either
+	}
+	for _, h := range found {
+		for _, parent := range h.parents() {
+			old, _ := filepath.Glob(filepath.Join(parent, cgroupPrefix+"*"))
+			for _, folder := range old {
+				if lock, err := lockFolder(folder); err == nil { // else it is in use
+					syscall.Rmdir(folder)
+					lock.Close()
+				}
+			}
+		}
+	}
+}
+
+func lockFolder(folder string) (*os.File, error) {
+	return hostfs.Lock(context.Background(), folder, os.O_RDONLY|syscall.O_DIRECTORY, syscall.LOCK_EX|syscall.LOCK_NB)
+}
+
+// newCgroup makes a group for a process to come.
+func (c *Config) newCgroup() (*cgroup, error) {
+	found, err := ownHierarchies()
+	if err != nil {
+		return nil, err
+	}
+	Sweep()
 	var faults []string
 	for _, version := range []string{"v2", "v1"} {
 		g := &cgroup{version: version, attached: make(chan error, 1)}
@@ -141,27 +186,22 @@ func (g *cgroup) limit(c *Config, controller string, found []hierarchy) error {
 		if h.version != g.version || h.version == "v1" && !slices.Contains(h.controllers, controller) {
 			continue
 		}
-		// Beside the own one, since a group of version 2 that has processes has no groups
-		// with limits.
-		parents := []string{h.own}
-		if h.version == "v2" && h.own != h.root {
-			parents = append([]string{filepath.Dir(h.own)}, parents...)
-		} else if h.version == "v2" {
+		if h.version == "v2" && h.own == h.root {
 			// An error shows when the limit is set.
 			_ = os.WriteFile(filepath.Join(h.root, "cgroup.subtree_control"), []byte("+memory +pids +cpu"), 0)
 		}
-		for _, parent := range parents {
-			prune(parent)
-			folder, made := os.MkdirTemp(parent, cgroupPrefix+"*")
-			if made != nil {
-				err = cause(made)
+		for _, parent := range h.parents() {
+			var folder string
+			var lock *os.File
+			if folder, lock, err = makeFolder(parent); err != nil {
 				continue
 			}
 			if err = cause(write(folder)); err == nil {
-				g.folders = append(g.folders, folder)
+				g.folders, g.locks = append(g.folders, folder), append(g.locks, lock)
 				return nil
 			}
-			os.Remove(folder)
+			unix.Rmdir(folder)
+			lock.Close()
 		}
 	}
 	return fmt.Errorf("%s: %w", controller, err)
@@ -169,15 +209,21 @@ func (g *cgroup) limit(c *Config, controller string, found []hierarchy) error {
 
 const cgroupPrefix = "matchlock-"
 
-// prune removes the groups of those that were killed. One in use cannot be removed, and
-// one that is about to be is young.
-func prune(parent string) {
-	old, _ := filepath.Glob(filepath.Join(parent, cgroupPrefix+"*"))
-	for _, folder := range old {
-		if info, err := os.Stat(folder); err == nil && time.Since(info.ModTime()) > time.Minute {
-			syscall.Rmdir(folder)
+// makeFolder makes a group and holds it.
+func makeFolder(parent string) (folder string, lock *os.File, err error) {
+	for range 10 {
+		if folder, err = os.MkdirTemp(parent, cgroupPrefix+"*"); err != nil {
+			break
 		}
+		if lock, err = lockFolder(folder); err != nil {
+			continue // a Sweep came first
+		}
+		if _, err = os.Lstat(folder); err == nil {
+			return folder, lock, nil
+		}
+		lock.Close() // and was done
 	}
+	return "", nil, cause(err)
 }
 
 // attach moves a process there. The kernel may take 10 ms for it, so it goes on by
@@ -202,5 +248,8 @@ func (g *cgroup) remove() {
 			}
 			time.Sleep(time.Millisecond)
 		}
+	}
+	for _, lock := range g.locks {
+		lock.Close()
 	}
 }

@@ -69,3 +69,32 @@ func TestCgroup(t *testing.T) {
 		}
 	}
 }
+
+// What a supervisor leaves that is killed is removed by the next; what another holds is
+// not.
+func TestSweep(t *testing.T) {
+	c := &Config{Memory: 1 << 30, Processes: 64, CPUs: 2}
+	held, err := c.newCgroup()
+	if err != nil {
+		t.Skip("no group is to be had here:", err)
+	}
+	defer held.remove()
+	left, err := c.newCgroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, lock := range left.locks {
+		lock.Close() // as its end would
+	}
+	Sweep()
+	for _, folder := range left.folders {
+		if _, err := os.Stat(folder); !os.IsNotExist(err) {
+			t.Errorf("%s is still there (%v)", folder, err)
+		}
+	}
+	for _, folder := range held.folders {
+		if _, err := os.Stat(folder); err != nil {
+			t.Errorf("what is held is gone: %v", err)
+		}
+	}
+}

@@ -86,6 +86,9 @@ func (b *Backend) InspectJail(ctx context.Context) (applied, missing []string, e
 	return confined.Applied, confined.Missing, nil
 }
 
+// Sweep removes what hypervisors have left that ended without their supervisors.
+func Sweep() { jail.Sweep() }
+
 // overheadMemory is how much QEMU itself may take beside the guest's memory and the
 // code that it translates.
 const overheadMemory = 512 << 20
@@ -106,7 +109,7 @@ func (h *hypervisor) confinement(line *invocation, output *os.File) *jail.Config
 		Memory:    int64(h.config.MemoryMB)<<20 + runCache<<20 + overheadMemory,
 		Stacks:    int64(len(h.disks)+1) * diskStacks,
 		Processes: h.config.VCPUs + threads,
-		CPUs:      float64(h.config.VCPUs + 1), // what waits for disks and ports works beside them
+		CPUs:      h.config.CPUs + 1, // what serves disks and ports, and our own in the guest, works beside the user's
 	}
 	if h.accel.Name == accelKVM {
 		c.Devices = []string{kvmDevice}
