@@ -123,6 +123,7 @@ const stopGrace = 10 * time.Second
 
 // superviseSandbox is a supervisor's life.
 func (a *app) superviseSandbox(ctx context.Context, o order) error {
+	a.dropCapabilities()
 	startCtx, given := context.WithCancelCause(ctx)
 	defer given(nil)
 	go func() {

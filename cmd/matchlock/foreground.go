@@ -17,6 +17,13 @@ import (
 // this program with a sandbox still to be removed.
 func dropSIGPIPE() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
+// dropCapabilities gives up what this process, a supervisor from now on, has no use for.
+func (a *app) dropCapabilities() {
+	if err := dropCapabilities(); err != nil {
+		a.logger.Warn("capabilities of no use are kept", "error", err)
+	}
+}
+
 // foreground runs a command to its end, on our input, output and terminal as
 // stdio says. prepare makes it; the context that it is given ends the command.
 func foreground(ctx context.Context, stdio stdio, prepare func(context.Context) *sandbox.Cmd) error {

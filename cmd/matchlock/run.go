@@ -318,6 +318,7 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 
 func (a *app) runForeground(cmd *cobra.Command, f *runFlags, goesOn bool, begin func(context.Context, sandbox.Options) (*sandbox.Sandbox, error)) error {
 	dropSIGPIPE()
+	a.dropCapabilities()
 	stdio := f.stdio()
 	bars := newBars(os.Stderr)
 	defer bars.close()
