@@ -42,10 +42,10 @@ type Config struct {
 	// CPUs is the share of processors; 0 is 1.
 	CPUs float64 `json:"cpus,omitempty"`
 	// Memory of the guest in bytes, a multiple of 1 MiB; 0 is 512 MiB.
-	Memory int64 `json:"memory,omitempty"`
+	Memory int64 `json:"memory,omitempty" size:"MiB"`
 	// DiskSize is the size in bytes, a multiple of 4096, of the disk that takes the
 	// writes to "/"; 0 is 5 GiB. The host's disk is used only as it is written.
-	DiskSize int64 `json:"disk_size,omitempty"`
+	DiskSize int64 `json:"disk_size,omitempty" size:"GiB"`
 	// Mounts are folders and files of the host, volumes, and folders in memory, in
 	// the guest.
 	Mounts []Mount `json:"mounts,omitempty"`
@@ -65,7 +65,7 @@ type Config struct {
 	// Tmpfs are further file systems in the guest's memory.
 	Tmpfs []Tmpfs `json:"tmpfs,omitempty"`
 	// ShmSize is the size of /dev/shm in bytes; 0 is 64 MiB.
-	ShmSize int64 `json:"shm_size,omitempty"`
+	ShmSize int64 `json:"shm_size,omitempty" size:"MiB"`
 
 	// Hostname of the guest; empty is the sandbox's id.
 	Hostname string `json:"hostname,omitempty"`

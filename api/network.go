@@ -137,9 +137,9 @@ type Hook struct {
 
 	SetHeaders    map[string]string `json:"set_headers,omitempty"` // of the request, or after it of the response
 	DeleteHeaders []string          `json:"delete_headers,omitempty"`
-	SetQuery      map[string]string `json:"set_query,omitempty"`
+	SetQuery      map[string]string `json:"set_query,omitempty"` // parameters of the request
 	DeleteQuery   []string          `json:"delete_query,omitempty"`
-	RewritePath   string            `json:"rewrite_path,omitempty"`
+	RewritePath   string            `json:"rewrite_path,omitempty"` // the whole path, in the place of the request's
 	// Replace is done in the body, in the data of events where it is a stream of those.
 	Replace []Replacement `json:"replace,omitempty"`
 

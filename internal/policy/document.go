@@ -1,15 +1,15 @@
 package policy
 
 import (
-	_ "embed"
 	"fmt"
 	"slices"
 
 	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/document"
 )
 
 // A Document is what a policy file says, in YAML: the keys of api.Network, and those that follow here. Elements of its
-// lists are the strings that flags take.
+// lists are the strings that flags take. schema.json is for editors.
 type Document struct {
 	// Presets are names that Preset knows.
 	Presets []string `json:"presets,omitempty"`
@@ -18,18 +18,12 @@ type Document struct {
 	SecretIn []api.SecretPlaces `json:"secret_in,omitempty"`
 }
 
-//go:embed schema.json
-var schema string
-
-// Schema is the JSON schema of policy files, for editors. Parse does not need it.
-func Schema() []byte { return []byte(schema) }
-
 // Parse reads a policy file of at most 1 MiB, which name is to stand for in errors. They name the line, and there may be
 // several. An empty file says nothing. What is right by itself may be wrong in its place; api.Config.Validate and
 // Compile judge that.
 func Parse(text []byte, name string) (Document, error) {
 	var d Document
-	if err := decodeYAML(text, name, &d); err != nil {
+	if err := document.Decode(text, name, &d); err != nil {
 		return Document{}, err
 	}
 	for _, preset := range d.Presets {

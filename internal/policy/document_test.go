@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"encoding/json"
 	"errors"
 	"reflect"
 	"slices"
@@ -13,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/document"
+	"github.com/matchlock/matchlock/internal/document/documenttest"
 )
 
 const everything = `
@@ -102,7 +103,7 @@ func TestParseFaults(t *testing.T) {
 		"hooks: [{hosts: [a], verb: x}]":              {`unknown key "verb"`},
 		"add_hosts: [db]":                             {`want NAME:IP`},
 		"secrets: ['T@a.example=hunter2']":            {`a value is not taken`},
-		strings.Repeat("#", maxFile+1):                {`larger than`},
+		strings.Repeat("#", document.MaxSize+1):       {`larger than`},
 		"x: 1\n" + strings.Repeat("- a\n", 40):        {`p.yaml`},
 		"hooks:\n" + strings.Repeat("- {x: 1}\n", 40): {`and 20 faults more`},
 	} {
@@ -133,7 +134,7 @@ func TestParseBombs(t *testing.T) {
 		n := string(rune('a' + i/10))
 		laughs += "k" + n + string(rune('0'+i%10)) + ": &b" + n + string(rune('0'+i%10)) + " [*a0,*a0,*a0,*a0]\n"
 	}
-	for _, text := range []string{laughs, strings.Repeat("[", maxFile), strings.Repeat("{a: ", maxFile/4), strings.Repeat("- ", maxFile/2), strings.Repeat("a: b\n", maxFile/5)} {
+	for _, text := range []string{laughs, strings.Repeat("[", document.MaxSize), strings.Repeat("{a: ", document.MaxSize/4), strings.Repeat("- ", document.MaxSize/2), strings.Repeat("a: b\n", document.MaxSize/5)} {
 		begin := time.Now()
 		if _, err := Parse([]byte(text), "p.yaml"); err == nil || len(err.Error()) > 10_000 {
 			t.Errorf("%.20q: %.200v", text, err)
@@ -232,58 +233,8 @@ func TestPresets(t *testing.T) {
 	}
 }
 
-// TestSchema holds the schema to the Go types.
 func TestSchema(t *testing.T) {
-	var schema map[string]any
-	if err := json.Unmarshal(Schema(), &schema); err != nil {
-		t.Fatal(err)
-	}
-	checkSchema(t, "", schema, reflect.TypeFor[Document]())
-}
-
-func checkSchema(t *testing.T, where string, schema map[string]any, typ reflect.Type) {
-	t.Helper()
-	textual := reflect.PointerTo(typ).Implements(reflect.TypeFor[interface{ UnmarshalText([]byte) error }]()) || typ == reflect.TypeFor[api.HostIPMapping]()
-	want := map[reflect.Kind]string{reflect.Struct: "object", reflect.Map: "object", reflect.Slice: "array", reflect.String: "string", reflect.Bool: "boolean", reflect.Int: "integer"}[typ.Kind()]
-	if textual {
-		want = "string"
-	}
-	types, _ := schema["type"].([]any)
-	if one, ok := schema["type"].(string); ok {
-		types = []any{one}
-	}
-	if want == "" || !slices.Contains(types, any(want)) {
-		t.Errorf("%s: type %v in the schema, %q in Go (%s)", where, types, want, typ)
-	}
-	switch {
-	case textual:
-	case typ.Kind() == reflect.Struct:
-		properties, _ := schema["properties"].(map[string]any)
-		var keys []string
-		for key := range properties {
-			keys = append(keys, key)
-		}
-		slices.Sort(keys)
-		if got := keysOf(typ); !slices.Equal(got, keys) || schema["additionalProperties"] != false {
-			t.Errorf("%s: keys %q in the schema, %q in Go", where, keys, got)
-		}
-		value := reflect.New(typ).Elem()
-		for _, key := range keys {
-			if field, ok := fieldOf(value, key); ok {
-				property, _ := properties[key].(map[string]any)
-				checkSchema(t, where+"."+key, property, field.Type())
-				if property["description"] == nil {
-					t.Errorf("%s.%s has no description", where, key)
-				}
-			}
-		}
-	case typ.Kind() == reflect.Slice:
-		items, _ := schema["items"].(map[string]any)
-		checkSchema(t, where+"[]", items, typ.Elem())
-	case typ.Kind() == reflect.Map:
-		values, _ := schema["additionalProperties"].(map[string]any)
-		checkSchema(t, where+"{}", values, typ.Elem())
-	}
+	documenttest.Schema(t, "schema.json", "A policy file of matchlock", reflect.TypeFor[Document](), ".", "../../api")
 }
 
 func FuzzParse(f *testing.F) {
