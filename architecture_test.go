@@ -26,7 +26,7 @@ var arrows = map[string]struct{ ours, outside string }{
 	"vm":      {ours: "api"},
 	"sandbox": {ours: "api vm internal/agent internal/boot internal/control internal/disk internal/fuse internal/hostfs internal/image internal/intercept internal/logs internal/machine internal/names internal/netstack internal/policy internal/qemu internal/saved internal/secret internal/state internal/wire internal/workspace"},
 
-	"cmd/matchlock":       {ours: "api sandbox vm internal/image internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/sys golang.org/x/term"},
+	"cmd/matchlock":       {ours: "api sandbox vm internal/image internal/project internal/state", outside: "github.com/spf13/cobra github.com/spf13/pflag golang.org/x/sys golang.org/x/term"},
 	"cmd/matchlock-guest": {ours: "internal/guest internal/jail"},
 
 	"internal/wire":    {},
@@ -56,9 +56,12 @@ var arrows = map[string]struct{ ours, outside string }{
 	"internal/netstack": {outside: "gvisor.dev/gvisor"},
 	"internal/testnet":  {outside: "gvisor.dev/gvisor"},
 
-	"internal/names":     {ours: "api internal/policy", outside: "golang.org/x/net"},
-	"internal/intercept": {ours: "api internal/names internal/policy internal/secret", outside: "github.com/andybalholm/brotli github.com/coder/websocket github.com/klauspost/compress"},
-	"internal/policy":    {ours: "api", outside: "go.yaml.in/yaml/v3 golang.org/x/net"},
+	"internal/names":                 {ours: "api internal/policy", outside: "golang.org/x/net"},
+	"internal/intercept":             {ours: "api internal/names internal/policy internal/secret", outside: "github.com/andybalholm/brotli github.com/coder/websocket github.com/klauspost/compress"},
+	"internal/policy":                {ours: "api internal/document", outside: "golang.org/x/net"},
+	"internal/document":              {ours: "api", outside: "go.yaml.in/yaml/v3"},
+	"internal/document/documenttest": {ours: "api internal/document"},
+	"internal/project":               {ours: "api internal/document internal/hostfs internal/policy"},
 
 	"bench":        {ours: "api sandbox"},
 	"bench/client": {},

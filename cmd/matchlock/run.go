@@ -33,6 +33,8 @@ type runFlags struct {
 	accel        string
 	workspace    api.Mount // without a source: none
 	snapshot     string    // empty: an image
+	project      string    // the file of the project, or its folder
+	ofProject    bool
 	cold, timing bool
 	noJail       bool
 }
@@ -40,7 +42,7 @@ type runFlags struct {
 func (a *app) runCommand() *cobra.Command {
 	f := &runFlags{}
 	cmd := &cobra.Command{
-		Use:   "run [FLAGS] IMAGE [COMMAND [ARG…]]",
+		Use:   "run [FLAGS] [IMAGE [COMMAND [ARG…]]]",
 		Short: "Run a command in a new sandbox",
 		Long: `Run a command in a new sandbox, a microVM made from a container image, and remove the
 sandbox when the command ends. The exit status is the command's.
@@ -51,23 +53,28 @@ With --detach the sandbox runs on by itself: its id is printed when the command 
 started, its output goes to its log, and it is kept, to be started again, until it is
 removed. Without any command it idles.
 
+Without IMAGE the project's sandbox runs: what matchlock.yaml says, in this folder or one
+above, or what --file names, which COMMAND may follow. Flags come over it.
+
 With --snapshot in the place of IMAGE the sandbox goes on from there: its first command is
 the one that runs in it, or COMMAND beside what runs.`,
 		Example: `  matchlock run busybox echo hello
   matchlock run -d --name web debian:12 python3 -m http.server
   matchlock run -it debian:12 bash
+  matchlock run --file . make test
   matchlock run -e TOKEN -w /src --timeout 5m python:3.13 python3 build.py
   matchlock run -v data:/data busybox sh -c 'date >> /data/log'
   tar c . | matchlock run -i busybox sh -c 'tar x -C /tmp && ls /tmp'`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if f.snapshot != "" {
-				return nil
+			if f.snapshot != "" && f.project != "" {
+				return usageError{errors.New("--file and --snapshot: only one may be given"), pathOf(cmd)}
 			}
-			return positional("IMAGE", "[COMMAND…]")(cmd, args)
+			return nil
 		},
 		ValidArgsFunction: a.completeImages(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if f.snapshot == "" {
+			f.ofProject = f.snapshot == "" && (f.project != "" || len(args) == 0)
+			if f.snapshot == "" && !f.ofProject {
 				f.config.Image, args = args[0], args[1:]
 			}
 			if len(args) > 0 {
@@ -123,6 +130,7 @@ the one that runs in it, or COMMAND beside what runs.`,
 	})
 	group(cmd, "Image and machine", func(fs *pflag.FlagSet) {
 		imageFlags(fs, c, &f.accel)
+		fs.StringVar(&f.project, "file", "", "run the sandbox of the project that `FILE` describes, or matchlock.yaml in a folder")
 		fs.StringVar(&f.snapshot, "snapshot", "", "go on from the snapshot `NAME` in the place of an image")
 		fs.BoolVar(&f.cold, "cold", false, "boot the machine, though a copy of one that has booted would do")
 		fs.BoolVar(&f.noJail, "no-jail", false, "run the hypervisor with all that you may do, unconfined")
@@ -245,10 +253,8 @@ func (f *runFlags) finish(flags *pflag.FlagSet) error {
 	if !flags.Changed("rm") {
 		f.remove = !f.detach
 	}
-	if f.snapshot == "" {
-		if err := f.networkFlags.into(&f.config); err != nil {
-			return err
-		}
+	if !flags.Changed("pull") {
+		f.config.Pull = ""
 	}
 	return f.check("run")
 }
@@ -282,6 +288,11 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 	if err := f.finish(cmd.Flags()); err != nil {
 		return err
 	}
+	if f.snapshot == "" {
+		if err := a.underlie(f); err != nil {
+			return err
+		}
+	}
 	o := order{
 		Config: f.config, Name: f.name, Remove: f.remove, Accel: f.accel, Cold: f.cold, NoJail: f.noJail,
 		Stdin: f.interactive, Tty: f.tty, Timing: f.timing,
@@ -299,7 +310,9 @@ func (a *app) run(cmd *cobra.Command, f *runFlags) error {
 			return err
 		}
 		defer saved.Close()
-		if o.Config, err = f.laidOver(saved.Config()); err != nil {
+		under := saved.Config()
+		under.Hostname = "" // it is another machine
+		if o.Config, err = f.laidOver(under); err != nil {
 			return err
 		}
 		if err := o.goOnFrom(saved); err != nil {

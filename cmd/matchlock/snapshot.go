@@ -1,14 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
-	"path"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -289,43 +286,4 @@ func checkFixed(cmd *cobra.Command) error {
 		}
 	}
 	return nil
-}
-
-// laidOver is what the flags say over the configuration of a snapshot.
-func (f *runFlags) laidOver(c api.Config) (api.Config, error) {
-	if f.config.Command != nil {
-		c.Command = f.config.Command
-	}
-	if f.config.Entrypoint != nil {
-		c.Entrypoint = f.config.Entrypoint
-	}
-	c.Env, c.Labels = merged(c.Env, f.config.Env), merged(c.Labels, f.config.Labels)
-	c.User, c.WorkDir = cmp.Or(f.config.User, c.User), cmp.Or(f.config.WorkDir, c.WorkDir)
-	c.Timeout = cmp.Or(f.config.Timeout, c.Timeout)
-	c.Hostname = f.config.Hostname
-	for _, k := range f.config.Sockets { // over one at the same place
-		c.Sockets = append(slices.DeleteFunc(c.Sockets, func(other api.Socket) bool { return other.Guest == k.Guest }), k)
-	}
-	// What is given for a place takes that of what was there.
-	given := map[string]bool{}
-	for _, d := range f.config.Disks {
-		given[path.Clean(d.Mount)] = true
-	}
-	for _, m := range f.config.Mounts {
-		given[path.Clean(m.Target)] = true
-	}
-	c.Disks = slices.DeleteFunc(slices.Clone(c.Disks), func(d api.Disk) bool { return given[path.Clean(d.Mount)] })
-	c.Mounts = slices.DeleteFunc(slices.Clone(c.Mounts), func(m api.Mount) bool { return given[path.Clean(m.Target)] })
-	c.Disks, c.Mounts = append(c.Disks, f.config.Disks...), append(c.Mounts, f.config.Mounts...)
-	return c, f.networkFlags.into(&c)
-}
-
-// merged lays one map over another.
-func merged(under, over map[string]string) map[string]string {
-	all := maps.Clone(under)
-	if all == nil {
-		all = map[string]string{}
-	}
-	maps.Copy(all, over)
-	return all
 }

@@ -12,6 +12,8 @@ type Home struct {
 	Data  string // images, snapshots, volumes, and a kernel of the user's own
 	Cache string // kernels and what else can be had again
 	State string // sandboxes
+	// Config has what the user has written, or said. It need not be there.
+	Config string
 
 	root string // of all, where there is one
 }
@@ -35,6 +37,8 @@ func Find(getenv func(string) string) (Home, error) {
 		Data:  dir("XDG_DATA_HOME", ".local/share"),
 		Cache: dir("XDG_CACHE_HOME", ".cache"),
 		State: dir("XDG_STATE_HOME", ".local/state"),
+
+		Config: dir("XDG_CONFIG_HOME", ".config"),
 	}
 	for _, path := range home.folders() {
 		if !filepath.IsAbs(path) {
@@ -51,7 +55,7 @@ func At(root string) (Home, error) {
 		return Home{}, err
 	}
 	sub := func(name string) string { return filepath.Join(root, name) }
-	return Home{Data: sub("data"), Cache: sub("cache"), State: sub("state"), root: root}, nil
+	return Home{Data: sub("data"), Cache: sub("cache"), State: sub("state"), Config: sub("config"), root: root}, nil
 }
 
 func (h Home) folders() []string { return []string{h.Data, h.Cache, h.State} }
@@ -70,6 +74,12 @@ func (h Home) Open() error {
 	}
 	return nil
 }
+
+// OwnConfig is the user's own file, in the form of a project's.
+func (h Home) OwnConfig() string { return filepath.Join(h.Config, "config.yaml") }
+
+// Trusted is the folder of what project files the user trusts.
+func (h Home) Trusted() string { return filepath.Join(h.Config, "trusted") }
 
 // Images is the folder of the image store.
 func (h Home) Images() string { return filepath.Join(h.Data, "images") }

@@ -18,15 +18,15 @@ func TestFind(t *testing.T) {
 	}{
 		{
 			"matchlock home", map[string]string{"MATCHLOCK_HOME": "/m", "XDG_DATA_HOME": "/d", "HOME": "/h"},
-			Home{Data: "/m/data", Cache: "/m/cache", State: "/m/state", root: "/m"},
+			Home{Data: "/m/data", Cache: "/m/cache", State: "/m/state", Config: "/m/config", root: "/m"},
 		},
 		{
 			"defaults of XDG", map[string]string{"HOME": "/h"},
-			Home{Data: "/h/.local/share/matchlock", Cache: "/h/.cache/matchlock", State: "/h/.local/state/matchlock"},
+			Home{Data: "/h/.local/share/matchlock", Cache: "/h/.cache/matchlock", State: "/h/.local/state/matchlock", Config: "/h/.config/matchlock"},
 		},
 		{
 			"XDG, relative ones ignored", map[string]string{"HOME": "/h", "XDG_DATA_HOME": "/d", "XDG_CACHE_HOME": "c", "XDG_STATE_HOME": "/s"},
-			Home{Data: "/d/matchlock", Cache: "/h/.cache/matchlock", State: "/s/matchlock"},
+			Home{Data: "/d/matchlock", Cache: "/h/.cache/matchlock", State: "/s/matchlock", Config: "/h/.config/matchlock"},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
