@@ -39,6 +39,14 @@ type Config struct {
 	// Timeout bounds the life of the first command; 0 does not.
 	Timeout time.Duration `json:"-"` // see MarshalJSON
 
+	// TTL bounds the life of the sandbox, from each of its starts on; it is stopped then.
+	// 0 does not.
+	TTL time.Duration `json:"-"`
+	// IdleTimeout stops the sandbox when for so long nobody has had a command in it, but
+	// for a first one that nobody is attached to, and no flow has carried a byte. The time
+	// that it is paused does not count. 0 does not.
+	IdleTimeout time.Duration `json:"-"`
+
 	// CPUs is the share of processors; 0 is 1.
 	CPUs float64 `json:"cpus,omitempty"`
 	// Memory of the guest in bytes, a multiple of 1 MiB; 0 is 512 MiB.
@@ -196,8 +204,10 @@ func (c *Config) validateCommand(v *faults) {
 	if c.WorkDir != "" && !isGuestPath(c.WorkDir) {
 		v.add("working directory %q: not an absolute path", c.WorkDir)
 	}
-	if c.Timeout < 0 || c.Timeout > maxTimeout {
-		v.add("timeout %v: not between 0 and %v", c.Timeout, maxTimeout)
+	for name, d := range map[string]time.Duration{"timeout": c.Timeout, "time to live": c.TTL, "idle timeout": c.IdleTimeout} {
+		if d < 0 || d > maxTimeout {
+			v.add("%s %v: not between 0 and %v", name, d, maxTimeout)
+		}
 	}
 	for _, key := range sortedKeys(c.Labels) {
 		if key == "" || strings.ContainsFunc(key, isControlOrBlank) {
@@ -327,16 +337,15 @@ type (
 	configFields Config
 	configText   struct {
 		*configFields
-		Timeout string `json:"timeout,omitempty"` // as time.ParseDuration reads it
+		Timeout     durationText `json:"timeout,omitzero"`
+		TTL         durationText `json:"ttl,omitzero"`
+		IdleTimeout durationText `json:"idle_timeout,omitzero"`
 	}
 )
 
 // MarshalJSON implements json.Marshaler.
 func (c Config) MarshalJSON() ([]byte, error) {
-	text := configText{configFields: (*configFields)(&c)}
-	if c.Timeout != 0 {
-		text.Timeout = c.Timeout.String()
-	}
+	text := configText{(*configFields)(&c), durationText(c.Timeout), durationText(c.TTL), durationText(c.IdleTimeout)}
 	// As it stands: who wants < and > escaped has the outermost encoder do it.
 	var b bytes.Buffer
 	encoder := json.NewEncoder(&b)
@@ -355,13 +364,21 @@ func (c *Config) UnmarshalJSON(data []byte) error {
 	if err := decoder.Decode(&text); err != nil {
 		return err
 	}
-	if text.Timeout != "" {
-		timeout, err := time.ParseDuration(text.Timeout)
-		if err != nil {
-			return fmt.Errorf("timeout %q: want a duration like 90s or 2h", text.Timeout)
-		}
-		read.Timeout = timeout
-	}
+	read.Timeout, read.TTL, read.IdleTimeout = time.Duration(text.Timeout), time.Duration(text.TTL), time.Duration(text.IdleTimeout)
 	*c = read
+	return nil
+}
+
+// durationText is a duration that is written as time.ParseDuration reads it.
+type durationText time.Duration
+
+func (d durationText) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+func (d *durationText) UnmarshalText(text []byte) error {
+	parsed, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q: want a duration like 90s or 2h", text)
+	}
+	*d = durationText(parsed)
 	return nil
 }

@@ -128,7 +128,7 @@ func TestConfigJSON(t *testing.T) {
 func TestConfigJSONRefuses(t *testing.T) {
 	for _, tt := range []struct{ data, want string }{
 		{`{"image":"a","read-only":true}`, "unknown field"},
-		{`{"image":"a","timeout":"soon"}`, `timeout "soon"`},
+		{`{"image":"a","timeout":"soon"}`, `"soon": want a duration`},
 		{`{"image":"a","timeout":5}`, "timeout"},
 		{`{"image":"a","ulimits":["nofile"]}`, "want NAME=SOFT[:HARD]"},
 	} {

@@ -61,6 +61,7 @@ func (s *supervisor) startMain(ctx context.Context, c *Cmd) (session, error) {
 	if taken {
 		return nil, errors.New("the first command: started before")
 	}
+	held := c.Stdin != nil || c.Stdout != nil || c.Stderr != nil // by whoever started it
 	if c.OpenStdin {
 		c.Stdin, m.input = io.Pipe() // what they type comes one after the other
 	}
@@ -69,6 +70,10 @@ func (s *supervisor) startMain(ctx context.Context, c *Cmd) (session, error) {
 	if err != nil {
 		s.mainEnded(m, err)
 		return nil, err
+	}
+	if !held && c.resume == nil { // its connection is nobody's who uses the sandbox
+		s.active.add(-1)
+		context.AfterFunc(m.over, func() { s.active.add(1) })
 	}
 	s.mu.Lock()
 	m.session = started

@@ -155,7 +155,7 @@ func (s *supervisor) reach(ctx context.Context, port uint16) (net.Conn, error) {
 			return conn, nil
 		}
 	}
-	return s.dial(ctx, wire.PortForward+uint32(port))
+	return s.connect(ctx, wire.PortForward+uint32(port))
 }
 
 // serveUDP passes datagrams on, with a flow for each sender on the host's side.

@@ -229,6 +229,7 @@ func (s *supervisor) serveAttach(ctx context.Context, c *control.Call) (any, err
 	if m == nil {
 		return nil, noFirstCommand(s.proc.Argv)
 	}
+	defer s.active.begin()()
 	query := logs.Query{
 		From:    s.output.Position(),
 		Streams: []string{stdoutStream, stderrStream, logs.Own},

@@ -75,6 +75,8 @@ type supervisor struct {
 	remove  bool   // the folder goes, whatever was said before
 	failure string // why it did not start, or ended unasked
 	main    *firstCommand
+	expired string // why it was stopped by itself; empty: it was not
+	active  activity
 
 	pausedAt time.Time     // zero: it does not stand still
 	still    time.Duration // how long it stood still before that
@@ -115,6 +117,9 @@ func (s *supervisor) start(ctx context.Context, dir *state.Dir) error {
 		return err
 	}
 	s.ready = true
+	if s.config.TTL > 0 || s.config.IdleTimeout > 0 {
+		go s.limitLife()
+	}
 	return s.dir.Update(func(r *state.Record) { r.Status, r.Started, r.Ports = api.StatusRunning, time.Now(), s.ports })
 }
 
@@ -441,7 +446,7 @@ func (s *supervisor) recordEnd() error {
 		}
 	}
 	s.mu.Lock()
-	failure, main, ready := s.failure, s.main, s.ready
+	failure, main, ready, expired := s.failure, s.main, s.ready, s.expired
 	s.mu.Unlock()
 	update := s.dir.Update
 	if s.goes() {
@@ -456,6 +461,12 @@ func (s *supervisor) recordEnd() error {
 			}
 		} else if failure != "" && ready {
 			r.ExitCode = new(statusUnknown)
+		}
+		if r.Error == "" && expired != "" {
+			r.Error = "stopped: " + expired
+			if main == nil {
+				r.ExitCode = new(0) // it idled
+			}
 		}
 	})
 }
@@ -474,7 +485,17 @@ func (s *supervisor) leave() error {
 
 func (s *supervisor) process() *process { return &s.proc }
 
+// dial is for those who use the sandbox: as long as one holds a connection it is not idle.
 func (s *supervisor) dial(ctx context.Context, port uint32) (net.Conn, error) {
+	conn, err := s.connect(ctx, port)
+	if err != nil {
+		return nil, err
+	}
+	return &sessionConn{conn, s.active.begin()}, nil
+}
+
+// connect opens a stream to a port of the guest.
+func (s *supervisor) connect(ctx context.Context, port uint32) (net.Conn, error) {
 	select {
 	case <-s.begun.Done():
 	case <-ctx.Done():

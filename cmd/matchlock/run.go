@@ -96,6 +96,8 @@ the one that runs in it, or COMMAND beside what runs.`,
 	group(cmd, "Life", func(fs *pflag.FlagSet) {
 		fs.BoolVarP(&f.detach, "detach", "d", false, "run on in the background, and print the id")
 		fs.StringVar(&f.name, "name", "", "`NAME` of the sandbox (default one that is made up)")
+		parsed(fs, "ttl", "", "`DURATION` after which the sandbox is stopped", &c.TTL, parseDuration)
+		parsed(fs, "idle-timeout", "", "`DURATION` without a command of yours or a byte on its network after which it is stopped", &c.IdleTimeout, parseDuration)
 		fs.BoolVar(&f.remove, "rm", false, "remove the sandbox when the command ends (default, without --detach)")
 	})
 	group(cmd, "Input and terminal", f.stdioFlags.define)

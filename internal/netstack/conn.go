@@ -89,12 +89,14 @@ func (c *Conn) checkEnd() {
 // Read implements net.Conn.
 func (c *Conn) Read(p []byte) (int, error) {
 	n, err := c.TCPConn.Read(p)
+	c.stack.sent.Add(uint64(n))
 	return n, c.explain(err)
 }
 
 // Write implements net.Conn.
 func (c *Conn) Write(p []byte) (int, error) {
 	n, err := c.TCPConn.Write(p)
+	c.stack.received.Add(uint64(n))
 	return n, c.explain(err)
 }
 

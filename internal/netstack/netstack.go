@@ -59,6 +59,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -174,6 +175,8 @@ type Stack struct {
 	ctx    context.Context // what handlers get
 	cancel context.CancelFunc
 	done   chan struct{} // closed when Close is through
+
+	sent, received atomic.Uint64 // see Stats
 
 	mu       sync.Mutex
 	closed   bool
@@ -353,6 +356,7 @@ type Stats struct {
 	HalfOpen int // of these, not accepted yet
 	Queries  int // DNS queries in flight
 
+	Sent, Received      uint64 // bytes that flows have carried from the guest, and to it
 	FramesIn, FramesOut uint64
 	Unread              uint64            // frames dropped because the guest did not take them
 	Dropped             map[Reason]uint64 // frames and flows of the guest, by reason
@@ -363,6 +367,7 @@ func (s *Stack) Stats() Stats {
 	s.mu.Lock()
 	stats := Stats{Flows: s.flows, HalfOpen: s.halfOpen, Queries: s.queries}
 	s.mu.Unlock()
+	stats.Sent, stats.Received = s.sent.Load(), s.received.Load()
 	stats.FramesIn, stats.FramesOut, stats.Unread = s.link.in.Load(), s.link.out.Load(), s.link.unread.Load()
 	stats.Dropped = s.notes.totals()
 	return stats

@@ -151,12 +151,14 @@ func (s *Stack) newUDPConn(conn *gonet.UDPConn) *UDPConn {
 // Read implements net.Conn. What does not fit into p is lost.
 func (c *UDPConn) Read(p []byte) (int, error) {
 	n, err := c.UDPConn.Read(p)
+	c.stack.sent.Add(uint64(n))
 	return n, c.used(err)
 }
 
 // Write implements net.Conn.
 func (c *UDPConn) Write(p []byte) (int, error) {
 	n, err := c.UDPConn.Write(p)
+	c.stack.received.Add(uint64(n))
 	return n, c.used(err)
 }
 

@@ -29,6 +29,10 @@ type File struct {
 	api.Config
 	// Timeout bounds the life of the first command.
 	Timeout time.Duration `json:"timeout,omitempty"`
+	// TTL bounds the life of the sandbox, from each of its starts on.
+	TTL time.Duration `json:"ttl,omitempty"`
+	// IdleTimeout stops the sandbox when it has been idle for so long.
+	IdleTimeout time.Duration `json:"idle_timeout,omitempty"`
 	// Presets are sets of rules that matchlock brings along.
 	Presets []string `json:"presets,omitempty"`
 	// Policy is a file of rules, secrets and hooks, beside this one.
@@ -92,7 +96,7 @@ func Read(path string) (*File, error) {
 	if err := document.Decode(f.content, path, f); err != nil {
 		return nil, err
 	}
-	f.Config.Timeout = f.Timeout
+	f.Config.Timeout, f.Config.TTL, f.Config.IdleTimeout = f.Timeout, f.TTL, f.IdleTimeout
 	if f.Policy != "" {
 		f.Policy = f.beside(f.Policy)
 		if f.rules, err = hostfs.ReadLimited(f.Policy, document.MaxSize); err != nil {
