@@ -136,6 +136,7 @@ type keeper interface {
 	startMain(ctx context.Context, c *Cmd) (session, error)
 
 	info(ctx context.Context) (api.Info, error)
+	usage(ctx context.Context) (api.Usage, error)
 	wait(ctx context.Context) (api.Info, error)
 	stop(ctx context.Context, grace time.Duration) error
 	signal(ctx context.Context, number int) error

@@ -22,6 +22,7 @@ const (
 	methodStop     = "stop"     // stopParams, when it has ended
 	methodEnd      = "end"      // endParams, at once
 	methodSignal   = "signal"   // signalParams
+	methodUsage    = "usage"    // → api.Usage
 	methodRename   = "rename"   // renameParams
 	methodPause    = "pause"    // pauseParams
 	methodRun      = "run"      // Background
@@ -132,7 +133,8 @@ func (s *supervisor) serve() error {
 				}
 				return d, nil
 			},
-			methodWait: func(ctx context.Context, _ *control.Call) (any, error) { return s.wait(ctx) },
+			methodWait:  func(ctx context.Context, _ *control.Call) (any, error) { return s.wait(ctx) },
+			methodUsage: func(ctx context.Context, _ *control.Call) (any, error) { return s.usage(ctx) },
 			// A client that hangs up ends its call, not the time that the command has.
 			methodStop: withParams(func(ctx context.Context, p stopParams) error { return s.wind(context.WithoutCancel(ctx), p.Grace) }),
 			methodEnd: withParams(func(ctx context.Context, p endParams) error {
