@@ -32,6 +32,14 @@ type sentRecord struct {
 	Image   image.Config `json:"image"`
 }
 
+// send makes what goes with a snapshot. What ImportSnapshot would not take stays here: a
+// proxy's password, commands that print keys, paths of this host, and the CA's key, by
+// which one can pose as any server to the sandboxes here.
+func send(r savedRecord, c image.Config) sentRecord {
+	r.disarm()
+	return sentRecord{r, c}
+}
+
 // ExportSnapshot writes a snapshot, and the layers of its image, as one file, packed
 // and with sums, which ImportSnapshot reads on another host. What was in the
 // sandbox's memory is in it, keys and environment too.
@@ -53,12 +61,7 @@ func (o Options) ExportSnapshot(ctx context.Context, name string, w io.Writer) e
 		return fmt.Errorf("snapshot %q: %w", name, err)
 	}
 	defer img.Release()
-	if n := s.record.Network; n != nil {
-		n.CA = nil // whoever has its key can pose as any server to the sandboxes here
-	}
-	s.record.Config.Sockets = nil // of this host
-	s.record.Config.Mounts = slices.DeleteFunc(s.record.Config.Mounts, func(m api.Mount) bool { return m.Mode != api.MountMemory })
-	options := saved.ExportOptions{About: sentRecord{s.record, img.Config}}
+	options := saved.ExportOptions{About: send(s.record, img.Config)}
 	for i, layer := range img.Layers {
 		options.Extra = append(options.Extra, saved.ExtraFile{Name: lowerName(i), Path: layer.Path})
 	}

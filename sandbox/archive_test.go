@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"net/netip"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/image"
 	"github.com/matchlock/matchlock/internal/policy"
 	"github.com/matchlock/matchlock/internal/saved"
 )
@@ -100,5 +102,29 @@ func TestDisarm(t *testing.T) {
 	}
 	if len(r.Config.Secrets) > 0 || len(r.Config.Sockets) > 0 || r.Network.CA != nil {
 		t.Error("it has secrets, sockets, or a CA that others know")
+	}
+}
+
+// What leaves this host says nothing that only this host is to know.
+func TestSend(t *testing.T) {
+	r := savedRecord{Network: &networkRecord{CA: []byte("hunter2")}}
+	r.Config.Secrets = []api.Secret{{Name: "TOKEN", Hosts: []string{"web"}, Source: api.SecretCommand, Where: "pass hunter2"}}
+	r.Config.Sockets = []api.Socket{{Host: "/run/hunter2", Guest: "/s"}}
+	r.Config.Mounts = []api.Mount{{Source: "/home/hunter2", Target: "/src", Mode: api.MountReadWrite}}
+	r.Config.Network = api.Network{
+		Allow: []api.Rule{{Target: "kept.example"}}, UpstreamProxy: "http://user:hunter2@proxy:3128", UpstreamCA: []string{"/home/hunter2/ca.pem"},
+		Hooks: []api.Hook{{Action: api.HookAsk, Socket: "/run/hunter2"}},
+	}
+	text, err := json.Marshal(send(r, image.Config{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{"hunter2", base64.StdEncoding.EncodeToString([]byte("hunter2"))} {
+		if strings.Contains(string(text), secret) {
+			t.Errorf("%q is in %s", secret, text)
+		}
+	}
+	if !strings.Contains(string(text), "kept.example") {
+		t.Errorf("no rule is in %s", text)
 	}
 }
