@@ -12,7 +12,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GO_BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 hello: setup-run build ## from a fresh Debian to a first microVM: packages, build, starter image, boot
 	scripts/busybox-image.sh | bin/matchlock image import busybox
@@ -28,7 +28,7 @@ build: ## bin/matchlock, the guest binary inside it
 
 test: setup-test build lint test-plain test-vm ## set-up, then every check and test; at most 20 minutes on 2 cores
 
-lint: ## gofmt, go vet for three platforms, staticcheck, deadcode
+lint: ## gofmt, go vet for three platforms, staticcheck, deadcode; modules and their licences
 	@echo '== gofmt'
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "gofmt would change:" $$files >&2; exit 1; }
 	@for platform in linux/amd64 linux/arm64 darwin/arm64; do \
@@ -39,6 +39,11 @@ lint: ## gofmt, go vet for three platforms, staticcheck, deadcode
 	@go tool -modfile=tools/go.mod staticcheck ./...
 	@echo '== deadcode'
 	@dead=$$(go tool -modfile=tools/go.mod deadcode -test ./...); [ -z "$$dead" ] || { echo "$$dead" >&2; exit 1; }
+	@echo '== go mod verify'
+	@go mod verify
+	@go mod verify -modfile=tools/go.mod
+	@echo '== licences'
+	@scripts/licenses.sh | diff docs/licenses.md - || { echo 'docs/licenses.md is not of what is built: `make licenses`' >&2; exit 1; }
 
 test-plain: ## the tests that need no VM, no root, no network, under the race detector
 	@echo '== go test -race'
@@ -57,6 +62,19 @@ fuzz: ## each fuzz test for FUZZTIME (default 30s); ARGS=./internal/wire narrows
 bench: setup-bench build ## what matchlock costs, beside other things; ARGS='-run exec -n 5' narrows it
 	@go run ./bench $(ARGS)
 
+licenses: ## docs/licenses.md, of the modules that are built in
+	scripts/licenses.sh >docs/licenses.md.part
+	mv docs/licenses.md.part docs/licenses.md
+
+vulncheck: ## known vulnerabilities that the code calls, by Go's database: from the Internet, or a module proxy
+	scripts/vulncheck.sh
+
+reproducible: ## both binaries built twice, in two folders, are the same to the byte (minutes)
+	scripts/reproducible.sh
+
+release: lint build ## dist/: an archive, its bill of materials and sums
+	scripts/release.sh $(VERSION)
+
 kernel: setup-kernel ## a small kernel of our own, used in place of Debian's from then on (10 minutes)
 	scripts/kernel.sh
 
@@ -64,6 +82,6 @@ setup-run setup-test setup-bench setup-kernel: setup-%: # the Debian packages th
 	@scripts/setup.sh $*
 
 clean: ## what was built here; caches and images stay
-	rm -rf bin cmd/matchlock/guest/matchlock-guest*
+	rm -rf bin dist cmd/matchlock/guest/matchlock-guest*
 
-.PHONY: help hello build test lint test-plain test-vm long fuzz bench kernel setup-run setup-test setup-bench setup-kernel clean
+.PHONY: help hello build test lint test-plain test-vm long fuzz bench licenses vulncheck reproducible release kernel setup-run setup-test setup-bench setup-kernel clean
