@@ -2,6 +2,8 @@ module github.com/matchlock/matchlock
 
 go 1.26.3
 
+toolchain go1.26.11
+
 require (
 	github.com/andybalholm/brotli v1.3.0
 	github.com/coder/websocket v1.8.15
