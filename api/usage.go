@@ -39,3 +39,15 @@ type Process struct {
 	Memory  int64  `json:"memory"`
 	Command string `json:"command"`
 }
+
+// Room is what things of one kind take of the host's disk.
+type Room struct {
+	Kind  string `json:"kind"`
+	Count int    `json:"count"`
+	Size  int64  `json:"size"` // bytes; what several share counts once
+	// Free is what of it is not in use by what runs, and known to be, in bytes.
+	Free int64 `json:"free"`
+	// Command is that of matchlock that removes some; empty: all may be deleted while
+	// nothing runs.
+	Command string `json:"command,omitempty"`
+}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,22 +67,6 @@ func (s *supervisor) usage(ctx context.Context) (api.Usage, error) {
 
 func (r *remote) usage(ctx context.Context) (u api.Usage, err error) {
 	return u, r.call(ctx, methodUsage, nil, &u)
-}
-
-// roomOf is what the files of a folder take, as far as they can be looked at.
-func roomOf(folder string) (size int64) {
-	filepath.WalkDir(folder, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil
-		}
-		if info, err := d.Info(); err == nil {
-			if st, ok := info.Sys().(*syscall.Stat_t); ok {
-				size += st.Blocks * 512
-			}
-		}
-		return nil
-	})
-	return size
 }
 
 const (

@@ -20,6 +20,7 @@ import (
 
 func (a *app) psCommand(name string) *cobra.Command {
 	var all, quiet, asJSON bool
+	var only filter
 	cmd := &cobra.Command{
 		Use:     name + " [FLAGS]",
 		Aliases: []string{"list", "ls"},
@@ -31,9 +32,7 @@ func (a *app) psCommand(name string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if !all {
-				list = slices.DeleteFunc(list, func(i api.Info) bool { return !i.Status.Alive() })
-			}
+			list = slices.DeleteFunc(list, func(i api.Info) bool { return !all && !i.Status.Alive() || !only.fits(i) })
 			w := cmd.OutOrStdout()
 			if !quiet && !asJSON {
 				return printSandboxes(w, list, time.Now())
@@ -47,6 +46,7 @@ func (a *app) psCommand(name string) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "those that have ended too")
+	only.define(cmd.Flags())
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print ids only")
 	jsonFlag(cmd.Flags(), &asJSON)
 	onlyOne(cmd, "json", "quiet")
@@ -416,18 +416,20 @@ func exitCode(info api.Info) int {
 
 func (a *app) pruneCommand() *cobra.Command {
 	var asJSON bool
+	var only filter
 	cmd := &cobra.Command{
 		Use:   "prune [FLAGS]",
 		Short: "Remove all sandboxes that have ended",
 		Args:  positional(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			removed, err := a.options().Prune(cmd.Context(), nil)
+			removed, err := a.options().Prune(cmd.Context(), func(i api.Info) bool { return !only.fits(i) })
 			for _, info := range removed {
 				err = errors.Join(err, printEither(cmd.OutOrStdout(), asJSON, info, info.Name))
 			}
 			return err
 		},
 	}
+	only.define(cmd.Flags())
 	jsonFlag(cmd.Flags(), &asJSON)
 	return cmd
 }

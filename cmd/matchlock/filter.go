@@ -1,0 +1,52 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/matchlock/matchlock/api"
+)
+
+// filter says which sandboxes a command is about: those that each of its conditions fits.
+type filter []func(api.Info) bool
+
+const filterUsage = "only those that `KEY=VALUE` fits: label=NAME[=VALUE], name, image, status, id; each of several must"
+
+// filterKeys are the keys, with what fits a value.
+var filterKeys = map[string]func(i api.Info, value string) bool{
+	"label": func(i api.Info, value string) bool {
+		name, want, hasValue := strings.Cut(value, "=")
+		got, ok := i.Labels[name]
+		return ok && (!hasValue || got == want)
+	},
+	"name":   func(i api.Info, value string) bool { return strings.Contains(i.Name, value) },
+	"id":     func(i api.Info, value string) bool { return strings.HasPrefix(i.ID, value) },
+	"image":  func(i api.Info, value string) bool { return i.Image == value || shortImage(i.Image) == value },
+	"status": func(i api.Info, value string) bool { return string(i.Status) == value },
+}
+
+func (f *filter) define(flags *pflag.FlagSet) {
+	parsed(flags, "filter", "", filterUsage, f, func(text string) (filter, error) {
+		key, value, ok := strings.Cut(text, "=")
+		fits := filterKeys[key]
+		switch {
+		case !ok || value == "":
+			return nil, errors.New("want KEY=VALUE")
+		case fits == nil:
+			return nil, fmt.Errorf("key %q: none of label, name, image, status, id", key)
+		case key == "status" && !slices.Contains(statuses, api.Status(value)):
+			return nil, fmt.Errorf("status %q: none of %v", value, statuses)
+		}
+		return append(*f, func(i api.Info) bool { return fits(i, value) }), nil
+	})
+}
+
+var statuses = []api.Status{api.StatusStarting, api.StatusRunning, api.StatusPaused, api.StatusStopping, api.StatusStopped, api.StatusDead}
+
+func (f filter) fits(i api.Info) bool {
+	return !slices.ContainsFunc(f, func(condition func(api.Info) bool) bool { return !condition(i) })
+}
