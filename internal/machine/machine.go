@@ -118,7 +118,8 @@ const (
 	bootTimeout   = 2 * time.Minute  // for the kernel to boot: 3 s under TCG, ten times that on a busy host
 	stopGrace     = 10 * time.Second // for the guest to sync and power off
 	clockInterval = 10 * time.Second // between settings of the guest's clock: it has no other reference
-	setupTimeout  = 30 * time.Second // for each step of the set-up after the guest has booted
+	setupTimeout  = 30 * time.Second // for each step of the set-up after the guest has booted, and for the clock
+	freezeTimeout = 2 * time.Minute  // for user code to stand still: what it has written to disks goes there first
 	endGrace      = time.Second      // for the hypervisor's end to be noticed after a connection broke
 	entropyBytes  = 64               // twice the pool of the kernel's generator
 )
@@ -147,13 +148,13 @@ type Machine struct {
 	sockets  []io.Closer
 	serving  sync.WaitGroup
 
-	clockMu  sync.Mutex
-	clockSet time.Time // when the guest's clock was last set
+	clock    lock      // held while user code is stopped, too
+	clockSet time.Time // when the guest's clock was last set; guarded by clock
 	execs    atomic.Int64
 
 	serveFiles func(net.Conn, Memory) // nil: nobody serves them
 
-	pausing sync.Mutex // held by Pause, Resume and Snapshot
+	pausing lock // held by Pause, Resume and Snapshot
 	paused  atomic.Bool
 	held    atomic.Bool // it goes on from a snapshot, and Boot has not been called
 }
@@ -170,7 +171,7 @@ var (
 // host end of the guest's link or nil; rootfs is the image that the guest will
 // write to.
 func New(config *Config, hv Hypervisor, link *os.File, rootfs string) *Machine {
-	m := &Machine{config: config, hv: hv, link: link, rootfs: rootfs, booted: config.Boot != nil}
+	m := &Machine{config: config, hv: hv, link: link, rootfs: rootfs, booted: config.Boot != nil, clock: newLock(), pausing: newLock()}
 	m.life, m.end = context.WithCancelCause(context.Background())
 	m.client = agent.NewClient(hv.DialVsock)
 	return m
@@ -232,7 +233,7 @@ func (m *Machine) setUp(ctx context.Context) error {
 		setup.Params = params.String()
 	}
 	rand.Read(setup.Entropy)
-	setupCtx, cancel := context.WithTimeout(ctx, setupTimeout)
+	setupCtx, cancel := within(ctx, setupTimeout)
 	defer cancel()
 	if err := m.offerFiles(ctx); err != nil {
 		return err
@@ -303,7 +304,7 @@ func machineID(id string) string {
 // prepare has the guest do what is the same in all guests of its shape, and lets
 // the hypervisor rearrange itself after that.
 func (m *Machine) prepare(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
+	ctx, cancel := within(ctx, setupTimeout)
 	defer cancel()
 	p := agent.Preparation{Params: m.config.Params.String(), Time: time.Now()}
 	if m.config.UseInterception {
@@ -347,16 +348,15 @@ func (m *Machine) connect(ctx context.Context) (hello agent.Hello, err error) {
 // greet returns the guest's first answer. One that does not come is told with
 // what the console knows about it, if anybody asks that.
 func (m *Machine) greet(ctx context.Context, control *agent.Control) (agent.Hello, error) {
-	silent := fmt.Errorf("no answer within %v", bootTimeout)
-	inner, cancel := context.WithTimeoutCause(ctx, bootTimeout, silent)
+	inner, cancel := within(ctx, bootTimeout)
 	defer cancel()
 	hello, err := control.Hello(inner)
 	if err == nil {
 		return hello, nil
 	}
-	if hv, ok := m.hv.(Narrator); ok && errors.Is(err, silent) {
+	if hv, ok := m.hv.(Narrator); ok && ctx.Err() == nil && inner.Err() != nil {
 		if last := hv.LastLines(); last != "" {
-			err = fmt.Errorf("%w; its console said last: %s", silent, last)
+			err = fmt.Errorf("%w; its console said last: %s", context.Cause(inner), last)
 		}
 	}
 	return agent.Hello{}, fmt.Errorf("guest did not come up: %w", err)
@@ -388,6 +388,28 @@ func (m *Machine) enter(ctx context.Context) (context.Context, func()) {
 	detach := context.AfterFunc(m.life, func() { cancel(context.Cause(m.life)) })
 	return ctx, func() { detach(); cancel(nil) }
 }
+
+// within bounds how long an answer of the guest is waited for.
+func within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v", limit))
+}
+
+// lock is a mutex that is held while the guest is asked, which may never answer: who
+// wants it waits for it only as long as a context lasts.
+type lock chan struct{}
+
+func newLock() lock { return make(lock, 1) }
+
+func (l lock) take(ctx context.Context) error {
+	select {
+	case l <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (l lock) give() { <-l }
 
 // ask makes one call to the running guest.
 func ask[T any](ctx context.Context, m *Machine, call func(context.Context) (T, error)) (answer T, err error) {
@@ -489,6 +511,8 @@ func (m *Machine) Boot(ctx context.Context, data *api.BootData) error {
 		if err := m.beginBoot(); err != nil {
 			return err
 		}
+		ctx, cancel := within(ctx, setupTimeout)
+		defer cancel()
 		if err := m.control.Boot(ctx, data); err != nil {
 			return err
 		}
@@ -545,8 +569,12 @@ func hostRoots() []byte {
 
 // setClock sets the guest's clock when that is due.
 func (m *Machine) setClock(ctx context.Context) error {
-	m.clockMu.Lock()
-	defer m.clockMu.Unlock()
+	ctx, cancel := within(ctx, setupTimeout)
+	defer cancel()
+	if err := m.clock.take(ctx); err != nil {
+		return fmt.Errorf("guest's clock: %w", err)
+	}
+	defer m.clock.give()
 	if time.Since(m.clockSet) < clockInterval || m.paused.Load() {
 		return nil
 	}
@@ -683,16 +711,20 @@ func (m *Machine) pause(ctx context.Context, paused bool, do func(Pauser) error)
 	if !ok {
 		return fmt.Errorf("pause: %w", errors.ErrUnsupported)
 	}
-	m.pausing.Lock()
-	defer m.pausing.Unlock()
+	if err := m.pausing.take(ctx); err != nil {
+		return err
+	}
+	defer m.pausing.give()
 	if m.life.Err() != nil || !m.running.Load() {
 		return m.notRunning()
 	}
 	if m.paused.Load() == paused {
 		return nil
 	}
-	m.clockMu.Lock()
-	defer m.clockMu.Unlock()
+	if err := m.clock.take(ctx); err != nil {
+		return err
+	}
+	defer m.clock.give()
 	if err := do(hv); err != nil {
 		return m.Explain(ctx, err)
 	}
@@ -700,9 +732,11 @@ func (m *Machine) pause(ctx context.Context, paused bool, do func(Pauser) error)
 	return nil
 }
 
-// freeze has user code stand still. The caller holds clockMu.
+// freeze has user code stand still. The caller holds clock.
 func (m *Machine) freeze(ctx context.Context) error {
-	err := m.control.Freeze(ctx)
+	inner, cancel := within(ctx, freezeTimeout)
+	defer cancel()
+	err := m.control.Freeze(inner)
 	if err != nil && !agent.IsGuestError(err) {
 		// It was not waited for, and may yet happen.
 		err = errors.Join(err, m.thaw(ctx))
@@ -710,9 +744,9 @@ func (m *Machine) freeze(ctx context.Context) error {
 	return err
 }
 
-// thaw has user code go on, with the clock set. The caller holds clockMu.
+// thaw has user code go on, with the clock set. The caller holds clock.
 func (m *Machine) thaw(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), setupTimeout)
+	ctx, cancel := within(context.WithoutCancel(ctx), setupTimeout)
 	defer cancel()
 	now := time.Now()
 	if err := m.control.Thaw(ctx, now); err != nil {
@@ -725,13 +759,15 @@ func (m *Machine) thaw(ctx context.Context) error {
 // hold has user code stand still, and sees to it that nothing is asked of the guest
 // until release.
 func (m *Machine) hold(ctx context.Context) (release func() error, err error) {
-	m.clockMu.Lock()
+	if err := m.clock.take(ctx); err != nil {
+		return nil, err
+	}
 	if err := m.freeze(ctx); err != nil {
-		m.clockMu.Unlock()
+		m.clock.give()
 		return nil, err
 	}
 	return func() error {
-		defer m.clockMu.Unlock()
+		defer m.clock.give()
 		return m.thaw(ctx)
 	}, nil
 }
@@ -742,8 +778,10 @@ func (m *Machine) Snapshot(ctx context.Context, o vm.SnapshotOptions) (*vm.Snaps
 	if !ok {
 		return nil, fmt.Errorf("snapshot: %w", errors.ErrUnsupported)
 	}
-	m.pausing.Lock()
-	defer m.pausing.Unlock()
+	if err := m.pausing.take(ctx); err != nil {
+		return nil, err
+	}
+	defer m.pausing.give()
 	if m.life.Err() != nil || !m.running.Load() {
 		return nil, m.notRunning()
 	}
