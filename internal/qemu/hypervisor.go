@@ -231,7 +231,11 @@ func (h *hypervisor) launch(i *instance, line *invocation, output *os.File) erro
 		if h.current != i || i.trial && !h.closed {
 			return // another takes over
 		}
-		if !h.closed {
+		switch {
+		case h.closed:
+		case i.fault != nil:
+			h.endErr = fmt.Errorf("the guest was killed: %w", i.fault)
+		default:
 			h.endErr = endReason(process.err, i.answered(), h.console.lastLines())
 		}
 		close(h.ended)
@@ -354,7 +358,7 @@ func (h *hypervisor) DialVsock(ctx context.Context, port uint32) (net.Conn, erro
 	if h.snapshot != nil {
 		epoch = h.config.Epoch
 	}
-	mux, err := i.channel(ctx, h.dir, epoch)
+	mux, err := i.channel(ctx, h.dir, epoch, func(err error) { h.giveUp(i, err) })
 	if err != nil {
 		return nil, err
 	}
@@ -362,6 +366,16 @@ func (h *hypervisor) DialVsock(ctx context.Context, port uint32) (net.Conn, erro
 		return mux.Open(port) // served for sure, so the request need not wait for the acceptance
 	}
 	return mux.Dial(ctx, port)
+}
+
+// giveUp kills a guest that has broken the session on its data port: nothing more can
+// be asked of it, and what it does then nobody can know.
+func (h *hypervisor) giveUp(i *instance, fault error) {
+	h.mu.Lock()
+	i.fault = fault
+	h.mu.Unlock()
+	h.log.Error("the guest is killed", "error", fault)
+	i.process.kill()
 }
 
 // controlConn tells when the guest has said something.

@@ -34,8 +34,19 @@ type instance struct {
 	fs   net.Conn // likewise
 	data net.Conn // until the multiplexer is on it; nil: not yet connected
 
-	muxMu sync.Mutex
-	mux   *wire.HostMux // made by the first dial
+	sessionMu sync.Mutex
+	session   *session // made by the first dial
+	fault     error    // why it is killed, guarded by hypervisor.mu; nil: no fault of the guest's
+}
+
+// session is what there is of the multiplexer on the data port.
+type session struct {
+	greeted chan struct{} // closed when one of these is set
+	mux     *wire.HostMux
+	err     error
+
+	cancel context.CancelFunc // of the handshake
+	over   sync.WaitGroup
 }
 
 // childEnds are the process's ends of an instance's connections. They are
@@ -199,13 +210,55 @@ func (i *instance) take(port uint32) (net.Conn, error) {
 	return taken, nil
 }
 
-// channel returns the multiplexer on the data port; the first call makes it.
-func (i *instance) channel(ctx context.Context, dir string, epoch uint64) (*wire.HostMux, error) {
-	i.muxMu.Lock()
-	defer i.muxMu.Unlock()
-	if i.mux != nil {
-		return i.mux, nil
+// channel returns the multiplexer on the data port; the first call makes it. How long
+// the guest takes to shake hands is one thing, how long a caller waits for it another:
+// one that gives up leaves it to the next. fail is called, by another goroutine, when the
+// guest has broken the session, now or later.
+func (i *instance) channel(ctx context.Context, dir string, epoch uint64, fail func(error)) (*wire.HostMux, error) {
+	i.sessionMu.Lock()
+	s := i.session
+	if s == nil {
+		s = &session{greeted: make(chan struct{})}
+		var life context.Context
+		life, s.cancel = context.WithCancel(context.Background())
+		s.over.Go(func() {
+			if err := i.hold(life, s, dir, epoch); err != nil {
+				fail(err)
+			}
+		})
+		i.session = s
 	}
+	i.sessionMu.Unlock()
+	select {
+	case <-s.greeted:
+		return s.mux, s.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("data port: %w", context.Cause(ctx))
+	}
+}
+
+// hold opens a session and returns why it is over; nil where that comes of the
+// process's end, or was asked for.
+func (i *instance) hold(ctx context.Context, s *session, dir string, epoch uint64) error {
+	s.mux, s.err = i.greetData(ctx, dir, epoch)
+	close(s.greeted)
+	err := s.err
+	if err == nil {
+		<-s.mux.Done()
+		err = fmt.Errorf("data port: %w", s.mux.Err())
+	}
+	// Of a process that ends this is seen a moment sooner.
+	select {
+	case <-i.process.ended:
+		return nil
+	case <-ctx.Done():
+		return nil
+	case <-time.After(endGrace):
+		return err
+	}
+}
+
+func (i *instance) greetData(ctx context.Context, dir string, epoch uint64) (*wire.HostMux, error) {
 	i.mu.Lock()
 	data := i.data
 	i.data = nil
@@ -220,8 +273,22 @@ func (i *instance) channel(ctx context.Context, dir string, epoch uint64) (*wire
 	if err != nil {
 		return nil, fmt.Errorf("data port: %w", err)
 	}
-	i.mux = mux
 	return mux, nil
+}
+
+// endSession ends the session, if there is one.
+func (i *instance) endSession() {
+	i.sessionMu.Lock()
+	defer i.sessionMu.Unlock()
+	if i.session == nil {
+		return
+	}
+	i.session.cancel()
+	<-i.session.greeted
+	if i.session.mux != nil {
+		i.session.mux.Close()
+	}
+	i.session.over.Wait()
 }
 
 // tellDiskFaults logs what the guest, which sees but an I/O error, cannot know:
@@ -255,11 +322,7 @@ func (i *instance) awaitEnd() {
 
 // close closes our ends. The process, if there is one, has ended.
 func (i *instance) close() {
-	i.muxMu.Lock() // not held up: a handshake under way ended with the process
-	if i.mux != nil {
-		i.mux.Close()
-	}
-	i.muxMu.Unlock()
+	i.endSession()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.qmp != nil {
