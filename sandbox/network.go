@@ -261,8 +261,10 @@ func (n *network) current() *policy.Policy {
 
 // attach has the stack serve the host end of the link, which it takes over.
 func (n *network) attach(ctx context.Context, link, mtu int, log *slog.Logger) (err error) {
+	_, flows := descriptors()
 	n.stack, err = netstack.New(ctx, netstack.Config{
 		Link: os.NewFile(uintptr(link), "link"), Gateway: subnet, Guest: guestAddress, GuestMAC: qemu.GuestMAC(), MTU: mtu, Logger: log,
+		Limits: netstack.Limits{Flows: flows},
 	}, netstack.Handler{
 		TCP:  func(ctx context.Context, f *netstack.TCPFlow) { n.flows.TCP(ctx, tcpFlow{f}) },
 		UDP:  func(ctx context.Context, f *netstack.UDPFlow) { n.flows.UDP(ctx, udpFlow{f}) },

@@ -110,7 +110,8 @@ func (s *supervisor) openFiles() (err error) {
 	if err != nil {
 		return err
 	}
-	options := fuse.Options{Valid: attrValid, MaxNodes: maxNodes(s.config.Memory)}
+	open, _ := descriptors()
+	options := fuse.Options{Valid: attrValid, MaxNodes: maxNodes(s.config.Memory), MaxOpen: open}
 	switch {
 	case s.config.Coherent:
 		options.Valid = 0
