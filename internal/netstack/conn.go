@@ -51,7 +51,7 @@ func (s *Stack) newConn(conn *gonet.TCPConn, endpoint tcpip.Endpoint, queue *wai
 	options.SetKeepAlive(true)
 
 	s.mu.Lock()
-	narrow, closed := s.flows > roomyFlows, s.closed
+	narrow, closed := s.isNarrow(), s.closed
 	s.mu.Unlock()
 	if narrow {
 		options.SetReceiveBufferSize(narrowWindow, true)
@@ -68,6 +68,10 @@ func (s *Stack) newConn(conn *gonet.TCPConn, endpoint tcpip.Endpoint, queue *wai
 	}
 	return c, nil
 }
+
+// isNarrow tells whether the last flow has to do with a narrow window. The caller holds
+// mu.
+func (s *Stack) isNarrow() bool { return s.flows > roomyFlows }
 
 // checkEnd is called with locks of the endpoint held: it must not ask it for
 // more than its state.

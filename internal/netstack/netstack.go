@@ -170,7 +170,7 @@ type Stack struct {
 	gate    *gate
 	notes   *notes
 	net     *stack.Stack
-	syns    *tcp.Forwarder
+	syns    [2]*tcp.Forwarder // the second of flows beyond roomyFlows
 
 	ctx    context.Context // what handlers get
 	cancel context.CancelFunc
@@ -260,7 +260,9 @@ func (s *Stack) assemble() error {
 
 	// The forwarder's own limit forgets connections without a word; begin has
 	// refused what is beyond ours before.
-	s.syns = tcp.NewForwarder(s.net, firstWindow, s.config.Limits.HalfOpen+1, s.serveTCP)
+	for i, window := range []int{firstWindow, narrowWindow} {
+		s.syns[i] = tcp.NewForwarder(s.net, window, s.config.Limits.HalfOpen+1, s.serveTCP)
+	}
 	s.net.SetTransportProtocolHandler(tcp.ProtocolNumber, s.handleTCP)
 	s.net.SetTransportProtocolHandler(udp.ProtocolNumber, s.handleUDP)
 	return nil

@@ -87,8 +87,12 @@ func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 	}
 	s.mu.Lock()
 	s.pending[key] = struct{}{}
+	syns := s.syns[0]
+	if s.isNarrow() {
+		syns = s.syns[1] // a window that was offered cannot be taken back
+	}
 	s.mu.Unlock()
-	if !s.syns.HandlePacket(id, pkt) { // serveTCP, in a goroutine of its own
+	if !syns.HandlePacket(id, pkt) { // serveTCP, in a goroutine of its own
 		s.settle(key, true)
 		s.handlers.Done()
 		return false
