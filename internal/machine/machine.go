@@ -633,16 +633,23 @@ func (m *Machine) ListFiles(ctx context.Context, path string) ([]api.FileInfo, e
 }
 
 // Dial opens a stream to the agent, for those who ask it by a client of their own,
-// to a user's port, or to a unix socket, where it waits for a program to connect. As
-// long as one to the agent is open, user code counts as running. Explain says what its
-// errors mean.
+// to a user's port, or to a unix socket, where it waits for a program to connect, as
+// long as ctx lasts. As long as one to the agent is open, user code counts as running.
+// Explain says what its errors mean.
 func (m *Machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if port != wire.PortAgent {
 		socket := port >= wire.PortSocket && port < wire.PortSocket+api.MaxSockets
 		if port < firstUserPort && !socket {
 			return nil, reservedPort(port)
 		}
-		return ask(ctx, m, func(ctx context.Context) (net.Conn, error) { return m.hv.DialVsock(ctx, port) })
+		return ask(ctx, m, func(ctx context.Context) (net.Conn, error) {
+			if !socket {
+				var cancel context.CancelFunc
+				ctx, cancel = within(ctx, setupTimeout)
+				defer cancel()
+			}
+			return m.hv.DialVsock(ctx, port)
+		})
 	}
 	return ask(ctx, m, func(ctx context.Context) (net.Conn, error) {
 		if err := m.beginExec(ctx); err != nil {

@@ -44,7 +44,8 @@ func (m *mute) Snapshot(ctx context.Context, _ vm.SnapshotOptions, _ bool, hold 
 
 func (m *mute) DialVsock(ctx context.Context, port uint32) (net.Conn, error) {
 	if port != wire.PortControl {
-		return nil, errors.New("nobody gets as far as this")
+		<-ctx.Done() // it accepts nothing either
+		return nil, context.Cause(ctx)
 	}
 	conn, err := m.silent.DialVsock(ctx, port)
 	go func() {
@@ -82,6 +83,7 @@ func TestMuteGuest(t *testing.T) {
 	}{
 		"exec":  {func(ctx context.Context, m *Machine) error { _, err := m.Exec(ctx, "true", nil); return err }, setupTimeout},
 		"dial":  {func(ctx context.Context, m *Machine) error { _, err := m.Dial(ctx, wire.PortAgent); return err }, setupTimeout},
+		"port":  {func(ctx context.Context, m *Machine) error { _, err := m.Dial(ctx, wire.PortForward+80); return err }, setupTimeout},
 		"pause": {func(ctx context.Context, m *Machine) error { return m.Pause(ctx) }, freezeTimeout + setupTimeout},
 		"snapshot": {func(ctx context.Context, m *Machine) error {
 			_, err := m.Snapshot(ctx, vm.SnapshotOptions{})
