@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"github.com/matchlock/matchlock/internal/wire"
@@ -93,6 +94,8 @@ func cause(ctx context.Context, err error) error {
 		return err
 	case errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF // the end of the stream is not that of a file
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = errSilent
 	}
 	return fmt.Errorf("guest agent: %w", err)
 }
