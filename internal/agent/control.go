@@ -374,7 +374,7 @@ func (c *Control) exchange(kind byte, body []byte) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if waste -= len(packet); waste < 0 {
+		if waste -= len(packet) + headerBytes; waste < 0 { // nothing at all costs too
 			return nil, errGuest
 		}
 		d := wire.NewDecoder(packet)

@@ -233,6 +233,8 @@ func TestControlHostileGuest(t *testing.T) {
 	}{
 		"endless garbage":  {func([]byte) []byte { return make([]byte, 2*maxStale) }, "no packet"},
 		"endless answers":  {func([]byte) []byte { return bytes.Repeat(packet(make([]byte, 1000)), 2000) }, "impossible answer"},
+		"endless ends":     {func([]byte) []byte { return bytes.Repeat([]byte{0xC0}, 2*maxStale) }, "no packet"},
+		"endless nothing":  {func([]byte) []byte { return bytes.Repeat(packet(nil), maxStale/4) }, "impossible answer"},
 		"cut":              {func(n []byte) []byte { return packet(append(n, 0)) }, "impossible answer"},
 		"not a flag":       {func(n []byte) []byte { return packet(append(n, 9, 0)) }, "impossible answer"},
 		"short hello":      {func(n []byte) []byte { return packet(append(n, 0, 1, 1)) }, "too early"},

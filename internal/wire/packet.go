@@ -66,14 +66,14 @@ var errNoPacket = errors.New("no packet among the bytes of the peer")
 // more than waste such bytes it gives up. After any error Next may be called again.
 func (p *PacketReader) Next(limit, waste int) ([]byte, error) {
 	for {
-		size, err := p.fill(limit+crc32.Size, waste)
+		size, err := p.fill(limit+crc32.Size, max(waste, 0))
 		if err != nil {
 			return nil, err
 		}
 		if payload, ok := p.payload(size); ok {
 			return payload, nil
 		}
-		if waste -= size; waste < 0 {
+		if waste -= max(size, 1); waste < -1 { // the packet's own beginning is one of nothing
 			return nil, errNoPacket
 		}
 	}
