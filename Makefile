@@ -56,6 +56,9 @@ test-vm: build ## the tests that boot VMs as well; ARGS='-run TestX ./internal/q
 long: build ## the tests too long for `make test`, N times or of size N (default 50)
 	MATCHLOCK_TEST_LONG=$(or $(N),50) scripts/test-vm.sh -timeout=0 -run='^TestLong' $(ARGS)
 
+soak: build ## sandboxes that are made, used, copied, killed at random, for M minutes (default 15)
+	MATCHLOCK_TEST_SOAK=$(or $(M),15) scripts/test-vm.sh -v -timeout=0 -run='^TestSoak$$' ./cmd/matchlock
+
 fuzz: ## each fuzz test for FUZZTIME (default 30s); ARGS=./internal/wire narrows them
 	scripts/fuzz.sh $(or $(FUZZTIME),30s) $(ARGS)
 
@@ -84,4 +87,4 @@ setup-run setup-test setup-bench setup-kernel: setup-%: # the Debian packages th
 clean: ## what was built here; caches and images stay
 	rm -rf bin dist cmd/matchlock/guest/matchlock-guest*
 
-.PHONY: help hello build test lint test-plain test-vm long fuzz bench licenses vulncheck reproducible release kernel setup-run setup-test setup-bench setup-kernel clean
+.PHONY: help hello build test lint test-plain test-vm long soak fuzz bench licenses vulncheck reproducible release kernel setup-run setup-test setup-bench setup-kernel clean

@@ -24,6 +24,7 @@ if [ "$(id -u)" != 0 ]; then
 	# own, and git would not tell it the revision of another user's checkout.
 	exec sudo -H env PATH="$PATH" GOMODCACHE="$(go env GOMODCACHE)" GOPROXY="$(go env GOPROXY)" \
 		GOFLAGS=-buildvcs=false MATCHLOCK_TEST_LONG="${MATCHLOCK_TEST_LONG:-}" \
+		MATCHLOCK_TEST_SOAK="${MATCHLOCK_TEST_SOAK:-}" MATCHLOCK_TEST_SEED="${MATCHLOCK_TEST_SEED:-}" \
 		MATCHLOCK_OWN_KERNEL="${MATCHLOCK_OWN_KERNEL:-}" "scripts/${0##*/}" "$@"
 fi
 
