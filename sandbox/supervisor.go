@@ -110,6 +110,9 @@ func (s *supervisor) start(ctx context.Context, dir *state.Dir) error {
 	if err != nil && s.life.Err() != nil {
 		err = context.Cause(s.life)
 	}
+	if err == nil {
+		err = s.dir.Update(func(r *state.Record) { r.Status, r.Started, r.Ports = api.StatusRunning, time.Now(), s.ports })
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
@@ -120,7 +123,7 @@ func (s *supervisor) start(ctx context.Context, dir *state.Dir) error {
 	if s.config.TTL > 0 || s.config.IdleTimeout > 0 {
 		go s.limitLife()
 	}
-	return s.dir.Update(func(r *state.Record) { r.Status, r.Started, r.Ports = api.StatusRunning, time.Now(), s.ports })
+	return nil
 }
 
 // assemble acquires what a sandbox needs, step by step.
@@ -352,7 +355,12 @@ func (s *supervisor) openDisks(ctx context.Context, home state.Home) error {
 // openLog opens the log of the commands' output.
 func (s *supervisor) openLog() (err error) {
 	s.output, err = logs.Open(s.dir.Path(outputName), logs.Options{
-		OnError: func(err error) { s.log.Warn("output is not logged", "error", err) },
+		OnError: func(err error) {
+			// Else s.log writes to this log, maybe this very line: it tells itself what was lost.
+			if s.options.Logger != nil {
+				s.log.Warn("output is not logged", "error", err)
+			}
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("log: %w", err)
