@@ -182,9 +182,7 @@ func (d *Dir) Close() error {
 // Remove removes the folder and all that is in it, then gives the lock back. A
 // second Remove does nothing.
 func (d *Dir) Remove() error {
-	// With its name it goes at once: a removal that is killed is finished by a sweep.
-	condemned := deadPath(d.path)
-	err := os.Rename(d.path, condemned)
+	condemned, err := condemn(d.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil // a second call's
 	}
@@ -196,6 +194,20 @@ func (d *Dir) Remove() error {
 		}
 	}
 	return errors.Join(err, os.RemoveAll(condemned), d.Close())
+}
+
+// condemn has the folder at path be no sandbox from one moment to the next, and returns
+// where it is to be removed: a removal that is killed is finished by a sweep.
+func condemn(path string) (dead string, err error) {
+	dead = deadPath(path)
+	if err = os.Rename(path, dead); err == nil || errors.Is(err, fs.ErrNotExist) {
+		return dead, err
+	}
+	// A full disk may have no room for another name. Without a record it is none either.
+	if e := os.Remove(filepath.Join(path, recordName)); e != nil && !errors.Is(e, fs.ErrNotExist) {
+		return path, errors.Join(err, e)
+	}
+	return path, nil
 }
 
 // deadPath is where the folder at path is while it is being removed.
@@ -290,7 +302,7 @@ func AwaitEnd(ctx context.Context, e Entry) error {
 // with them, and returns their ids. Any number of sweeps and creations may go on
 // at once.
 func Sweep(ctx context.Context, sandboxes string) (removed []string, err error) {
-	dead, err := condemn(ctx, sandboxes)
+	dead, err := condemnAll(ctx, sandboxes)
 	for _, path := range dead {
 		// Another sweep may be removing it too; one that is killed here leaves it
 		// to the next.
@@ -303,9 +315,9 @@ func Sweep(ctx context.Context, sandboxes string) (removed []string, err error) 
 	return removed, err
 }
 
-// condemn renames the folders of the dead, so that removing them, which may
+// condemnAll condemns the folders of the dead, so that removing them, which may
 // take its time, holds up nobody.
-func condemn(ctx context.Context, sandboxes string) (dead []string, err error) {
+func condemnAll(ctx context.Context, sandboxes string) (dead []string, err error) {
 	gate, err := openGate(ctx, sandboxes, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil // no sandbox has ever been
@@ -327,8 +339,7 @@ func condemn(ctx context.Context, sandboxes string) (dead []string, err error) {
 		if !folder.IsDir() || alive(path) || !forsaken(path) {
 			continue
 		}
-		condemned := deadPath(path)
-		switch e := os.Rename(path, condemned); {
+		switch condemned, e := condemn(path); {
 		case e == nil:
 			dead = append(dead, condemned)
 		case !errors.Is(e, fs.ErrNotExist): // its supervisor was removing it

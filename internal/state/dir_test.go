@@ -47,6 +47,35 @@ func TestCreateAndRemove(t *testing.T) {
 	}
 }
 
+// A folder that cannot be given another name, as on a full disk, goes even so.
+func TestRemoveWithoutRename(t *testing.T) {
+	sandboxes := t.TempDir()
+	chmod(t, sandboxes, 0o700)
+	removed, swept := create(t, sandboxes, "removed"), create(t, sandboxes, "swept")
+	err := swept.Update(func(r *Record) { r.AutoRemove = true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []*Dir{removed, swept} {
+		mkdir(t, deadPath(d.Path()))
+		mkdir(t, filepath.Join(deadPath(d.Path()), "in the way"))
+	}
+	for range 2 {
+		if err := removed.Remove(); err != nil {
+			t.Errorf("Remove = %v", err)
+		}
+	}
+	if err := swept.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second one what lies in the way
+		sweep(t, sandboxes)
+	}
+	if got := names(t, sandboxes); !sameNames(got, []string{gateName}) {
+		t.Errorf("left: %q", got)
+	}
+}
+
 func TestSweepOfNothing(t *testing.T) {
 	if _, err := Sweep(t.Context(), filepath.Join(t.TempDir(), "none")); err != nil {
 		t.Errorf("Sweep where no sandbox has ever been = %v", err)

@@ -187,6 +187,28 @@ func TestProblem(t *testing.T) {
 }
 
 // TestMigrations reads records of two earlier versions of an imagined program.
+// A name that cannot be read may be any.
+func TestUnreadName(t *testing.T) {
+	sandboxes := filepath.Join(t.TempDir(), "sandboxes")
+	d := create(t, sandboxes, "web")
+	if err := os.Remove(d.Path(recordName)); err != nil {
+		t.Fatal(err)
+	}
+	mkdir(t, d.Path(recordName)) // to read it is an error of the file system's
+	_, err := Lookup(sandboxes, "web")
+	if missing, ok := errors.AsType[*NotFoundError](err); !ok || missing.Unread == nil || !strings.Contains(err.Error(), "is a directory") {
+		t.Errorf("Lookup = %v", err)
+	}
+	if _, err := Create(t.Context(), sandboxes, Record{Info: api.Info{Name: "web"}}); err == nil || !strings.Contains(err.Error(), "is a directory") {
+		t.Errorf("Create = %v", err)
+	}
+	other, err := Create(t.Context(), sandboxes, Record{})
+	if err != nil {
+		t.Fatalf("without a name: %v", err)
+	}
+	other.Remove()
+}
+
 func TestMigrations(t *testing.T) {
 	migrations := []func(map[string]json.RawMessage) error{
 		func(fields map[string]json.RawMessage) error {

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"regexp"
 	"slices"
@@ -27,9 +28,17 @@ func CheckName(name string) error {
 type NotFoundError struct {
 	Ref  string
 	Near string // the name most like it, or ""
+	// Unread is why a sandbox's name could not be read, if there is one.
+	Unread error
 }
 
-func (e *NotFoundError) Error() string { return fmt.Sprintf("sandbox %q not found", e.Ref) }
+func (e *NotFoundError) Error() string {
+	text := fmt.Sprintf("sandbox %q not found", e.Ref)
+	if e.Unread != nil {
+		text += fmt.Sprintf("; of one the name could not be read: %v", e.Unread)
+	}
+	return text
+}
 
 // Hint is the way out.
 func (e *NotFoundError) Hint() string {
@@ -72,7 +81,7 @@ func match(entries []Entry, ref string) (Entry, error) {
 	}
 	switch len(found) {
 	case 0:
-		return Entry{}, &NotFoundError{ref, nearest(entries, ref)}
+		return Entry{}, &NotFoundError{ref, nearest(entries, ref), unread(entries)}
 	case 1:
 		return found[0], nil
 	}
@@ -81,6 +90,16 @@ func match(entries []Entry, ref string) (Entry, error) {
 		e.IDs = append(e.IDs, f.ID)
 	}
 	return Entry{}, e
+}
+
+// unread is why a name is not known that may be any. One in a damaged record never will be.
+func unread(entries []Entry) error {
+	for _, e := range entries {
+		if _, ok := errors.AsType[*fs.PathError](e.Problem); ok {
+			return e.Problem
+		}
+	}
+	return nil
 }
 
 // nearest returns a name that ref is a slip of: it begins so, or differs in a
@@ -133,6 +152,9 @@ func takeName(entries []Entry, asked, id string) (string, error) {
 		}
 		if taken(asked) {
 			return "", fmt.Errorf("name %q: %w", asked, &takenError{})
+		}
+		if err := unread(entries); err != nil {
+			return "", fmt.Errorf("name %q: another sandbox may have it: %w", asked, err)
 		}
 		return asked, nil
 	}
