@@ -134,9 +134,12 @@ func (r *remote) explain(ctx context.Context, err error) error {
 	defer cancel()
 	state.AwaitEnd(ctx, r.entry) // the look that follows tells
 	e, lookErr := state.Lookup(r.sandboxes, r.entry.ID)
+	missing, gone := errors.AsType[*state.NotFoundError](lookErr)
 	switch {
-	case lookErr != nil:
+	case gone && missing.Unread == nil:
 		return &stateError{r.entry.Name, "has ended and was removed", ErrNotRunning}
+	case lookErr != nil:
+		return errors.Join(err, lookErr)
 	case e.Status.Alive():
 		return r.hangs(err)
 	}

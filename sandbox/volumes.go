@@ -147,16 +147,20 @@ func makeImage(path string, fill func(*os.File) error) (err error) {
 	if err := errors.Join(fill(file), file.Sync()); err != nil {
 		return err
 	}
+	folder, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
 	if err := os.Link(making, path); errors.Is(err, fs.ErrExist) {
 		return ErrVolumeTaken
 	} else if err != nil {
 		return err
 	}
-	folder, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
+	if err := folder.Sync(); err != nil {
+		return errors.Join(err, os.Remove(path)) // none that a crash may take
 	}
-	return errors.Join(folder.Sync(), folder.Close())
+	return nil
 }
 
 // checkOwn makes sure that a file is ours alone: in a folder that others may write to,

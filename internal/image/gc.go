@@ -112,13 +112,21 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (Removed, error) {
 	}
 	defer lock.Close()
 	if o.All {
+		var faults []error // by which an image stays that may be unused
 		index.Manifests = slices.DeleteFunc(index.Manifests, func(d v1.Descriptor) bool {
-			if s.checkUnused(d.Digest, o.Needs) != nil {
+			name := d.Annotations[nameAnnotation]
+			if err := s.checkUnused(d.Digest, o.Needs); err != nil {
+				if !errors.Is(err, ErrInUse) {
+					faults = append(faults, fmt.Errorf("image %q: %w", name, err))
+				}
 				return false
 			}
-			removed.Names = append(removed.Names, d.Annotations[nameAnnotation])
+			removed.Names = append(removed.Names, name)
 			return true
 		})
+		if err := errors.Join(faults...); err != nil {
+			return Removed{}, err
+		}
 		if err := s.writeIndex(index); err != nil {
 			return Removed{}, err
 		}
