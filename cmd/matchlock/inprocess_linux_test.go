@@ -2,4 +2,7 @@ package main
 
 import "github.com/matchlock/matchlock/vm/vmtest"
 
-func init() { withoutVM = vmtest.InProcess{} }
+func init() {
+	withoutVM = vmtest.InProcess{}
+	programs[faulty] = beFaulty
+}

@@ -40,13 +40,17 @@ const inProcess = "MATCHLOCK_TEST_IN_PROCESS"
 // withoutVM is the backend for that, nil where the host is not Linux.
 var withoutVM vm.Backend
 
+// programs are what the test's binary is when it is called so.
+var programs = map[string]func(){}
+
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"matchlock": func() {
+	programs["matchlock"] = func() {
 		if os.Getenv(inProcess) != "" {
 			backend = withoutVM
 		}
 		main()
-	}})
+	}
+	testscript.Main(m, programs)
 }
 
 // TestScripts runs testdata/*.txtar: what users see that needs no VM. Each has
