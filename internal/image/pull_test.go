@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -331,9 +333,7 @@ func TestPullRefuses(t *testing.T) {
 				t.Error(err)
 			}
 			after := tree(t, filepath.Dir(s.dir))
-			after = slices.DeleteFunc(after, func(path string) bool { return path == s.path("lock") })
-			before = slices.DeleteFunc(before, func(path string) bool { return path == s.path("lock") })
-			if !slices.Equal(before, after) {
+			if !slices.Equal(withoutLock(s, before), withoutLock(s, after)) {
 				t.Errorf("left:\n%s\nbefore:\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
 			}
 		})
@@ -604,4 +604,115 @@ func TestRedirects(t *testing.T) {
 			t.Errorf("%s to %s: %v", test.from, test.to, err)
 		}
 	}
+}
+
+// breaking is a registry's listener whose connections break off when so many bytes have
+// been sent over all of them: once, or from then on always.
+type breaking struct {
+	net.Listener
+	always bool
+	mu     sync.Mutex
+	left   int
+	over   bool
+	sent   int
+}
+
+func (l *breaking) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err == nil {
+		conn = &breakingConn{conn, l}
+	}
+	return conn, err
+}
+
+type breakingConn struct {
+	net.Conn
+	of *breaking
+}
+
+func (c *breakingConn) Write(p []byte) (int, error) {
+	l := c.of
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	breaks := l.over && l.always || !l.over && len(p) > l.left
+	if breaks {
+		p = p[:min(len(p), l.left)]
+		l.over = true
+	}
+	n, err := c.Conn.Write(p)
+	l.left, l.sent = l.left-n, l.sent+n
+	if breaks {
+		c.Conn.(*net.TCPConn).SetLinger(0) // a reset, as of a server that crashes
+		c.Conn.Close()
+		return n, net.ErrClosed
+	}
+	return n, err
+}
+
+// TestPullBrokenOff has the connection break at each byte of a pull, in steps. Once makes
+// no difference where it goes on; else the error names the image, nothing is left, and
+// the next pull succeeds.
+func TestPullBrokenOff(t *testing.T) {
+	img := makeImage(t, compress.Gzip, layerTars(t, 2)...)
+	pull := func(s *Store, l *breaking) (string, *Image, error) {
+		b := &blobServer{manifests: make(map[string][]byte), blobs: make(map[string][]byte)}
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Listener, b.host = listener, listener.Addr().String()
+		server := &http.Server{Handler: b}
+		go server.Serve(l)
+		defer server.Close()
+		ref := b.publish(t, "x", img)
+		image, err := s.Pull(t.Context(), ref, PullOptions{})
+		return ref, image, err
+	}
+	whole := &breaking{left: 1 << 30}
+	_, image, err := pull(newStore(t), whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image.Release()
+	const steps = 40
+	resumed := 0
+	for _, always := range []bool{false, true} {
+		for at := rand.IntN(1 + whole.sent/steps); at < whole.sent; at += 1 + whole.sent/steps {
+			s := newStore(t)
+			before := tree(t, s.dir)
+			ref, image, err := pull(s, &breaking{left: at, always: always})
+			switch {
+			case err == nil && always && at < whole.sent/2:
+				t.Errorf("%d of %d bytes were enough", at, whole.sent)
+			case err == nil:
+				checkLayers(t, image, single(img.tars)...)
+				image.Release()
+				resumed++
+				continue
+			case !strings.Contains(err.Error(), ref):
+				t.Errorf("after %d bytes, always %v: %v, which does not name %s", at, always, err, ref)
+			}
+			if _, err := s.Prune(t.Context(), PruneOptions{}); err != nil {
+				t.Error(err)
+			}
+			if after := tree(t, s.dir); !slices.Equal(withoutLock(s, before), withoutLock(s, after)) {
+				t.Errorf("after %d bytes, always %v: left\n%s", at, always, strings.Join(after, "\n"))
+			}
+			_, image, err = pull(s, &breaking{left: 1 << 30})
+			if err != nil {
+				t.Errorf("after %d bytes, always %v, then again: %v", at, always, err)
+				continue
+			}
+			checkLayers(t, image, single(img.tars)...)
+			image.Release()
+		}
+	}
+	t.Logf("%d bytes are sent in all; %d pulls went on", whole.sent, resumed)
+	if resumed == 0 {
+		t.Error("no pull went on")
+	}
+}
+
+func withoutLock(s *Store, paths []string) []string {
+	return slices.DeleteFunc(slices.Clone(paths), func(path string) bool { return path == s.path("lock") })
 }
