@@ -38,6 +38,7 @@ var benchmarks = []benchmark{
 		lines: []line{
 			{what: "`matchlock run --no-network busybox true`"},
 			{what: "`podman run --rm --network none` of it", limit: 1.3},
+			{what: "the first with `--no-jail`"},
 		},
 	},
 	{

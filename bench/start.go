@@ -25,7 +25,7 @@ func start(ctx context.Context, p *place, m *meter) error {
 
 // startNone measures the same of sandboxes and containers without a network.
 func startNone(ctx context.Context, p *place, m *meter) error {
-	return startBeside(ctx, p, m, "--network none", []string{"run", "--no-network", "busybox", "true"})
+	return startBeside(ctx, p, m, "--network none", []string{"run", "--no-network", "busybox", "true"}, []string{"run", "--no-network", "--no-jail", "busybox", "true"})
 }
 
 // startBeside measures one of our commands, podman with flags, and our others.
