@@ -71,7 +71,7 @@ func (s *idleSandbox) share() (of share, err error) {
 }
 
 // isGuestMemory tells it by what /proc calls its mapping in QEMU: a template's
-// file, or one without a name.
+// file, which in the jail is a mount of its own, or one without a name.
 func isGuestMemory(name string) bool {
-	return strings.HasPrefix(name, "/memfd:guest-memory") || filepath.Base(name) == "memory" && strings.Contains(name, "/templates/")
+	return strings.HasPrefix(name, "/memfd:guest-memory") || name == "/" || filepath.Base(name) == "memory" && strings.Contains(name, "/templates/")
 }
