@@ -39,7 +39,7 @@ type landlockPath struct {
 // fileRules has Landlock deny every file but those that the program is to open, and
 // every mode but those. It holds where a mount does not, and the other way round. The
 // rules are made while the files can still be reached; they hold from restrict on.
-func (s *step) fileRules(parts []part) (ruleset *os.File, err error) {
+func (s *step) fileRules(parts []part) (_ *os.File, err error) {
 	version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, landlockVersion)
 	if errno != 0 {
 		return nil, errno
@@ -65,7 +65,7 @@ func (s *step) fileRules(parts []part) (ruleset *os.File, err error) {
 	if errno != 0 {
 		return nil, errno
 	}
-	ruleset = os.NewFile(fd, "landlock") // closed on exec
+	ruleset := os.NewFile(fd, "landlock") // closed on exec
 	defer func() {
 		if err != nil {
 			ruleset.Close()

@@ -136,7 +136,13 @@ func (s *step) limit() error {
 		if l.which == unix.RLIMIT_NPROC && !s.countsOwn() {
 			continue
 		}
-		if err := unix.Prlimit(0, l.which, &unix.Rlimit{Cur: l.max, Max: l.max}, nil); err != nil {
+		var now unix.Rlimit
+		err := unix.Prlimit(0, l.which, nil, &now)
+		if err == nil {
+			most := min(l.max, now.Max) // what it was started with cannot be raised here either
+			err = unix.Prlimit(0, l.which, &unix.Rlimit{Cur: most, Max: most}, nil)
+		}
+		if err != nil {
 			return fmt.Errorf("limit of %s: %w", l.name, err)
 		}
 	}
