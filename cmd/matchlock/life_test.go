@@ -392,3 +392,94 @@ func orNothing(err error) string {
 	return ""
 }
 `
+
+// TestVMKilledMachine kills QEMU, as the kernel does when memory runs out, at several
+// moments of what is done with it. It is said what happened and to which sandbox,
+// nothing hangs, and the sandbox can be started again.
+func TestVMKilledMachine(t *testing.T) {
+	m := install(t)
+	m.mustRun(t, "run", "busybox", "true")
+	killed := func(t *testing.T, args ...string) (status int, stderr string) {
+		t.Helper()
+		cmd := m.command(t, args...)
+		var said bytes.Buffer
+		cmd.Stderr = &said
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		delay := time.Duration(rand.Int64N(int64(150 * time.Millisecond)))
+		deadline := time.Now().Add(30 * time.Second)
+		for len(m.machines(t)) == 0 {
+			if time.Now().After(deadline) {
+				t.Fatalf("no machine: %s", said.String())
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		time.Sleep(delay)
+		n := m.kill(t, "machine")
+		began := time.Now()
+		cmd.Wait()
+		if took := time.Since(began); took > 40*time.Second {
+			t.Errorf("%q took another %v", args, took)
+		}
+		t.Logf("%d killed after %v: status %d, %s", n, delay.Round(time.Millisecond), cmd.ProcessState.ExitCode(), said.String())
+		return cmd.ProcessState.ExitCode(), said.String()
+	}
+	for _, args := range [][]string{{"run", "--cold", "busybox", "sleep", "10"}, {"run", "busybox", "sleep", "10"}} {
+		for range 2 {
+			status, said := killed(t, args...)
+			// Who goes on from a template boots when that fails.
+			again := status == 0 && strings.Contains(said, "the guest boots instead")
+			if !again && (status != 125 || !strings.Contains(said, "matchlock: error: ") || !strings.Contains(said, "killed")) {
+				t.Errorf("%q: status %d, %s", args, status, said)
+			}
+			m.leavesNothing(t)
+		}
+	}
+	for i, args := range [][]string{{"snapshot", "create", "box", "kept"}, {"fork", "--name", "twin", "box"}, {"exec", "box", "sleep", "1000"}, {"cp", "-", "box:/tmp"}} {
+		if i == 0 {
+			m.mustRun(t, "run", "-d", "--name", "box", "busybox", "sleep", "1000")
+		} else {
+			m.mustRun(t, "start", "box")
+		}
+		if status, said := killed(t, args...); status != 0 && (status != 125 || !strings.Contains(said, "matchlock: error: ")) {
+			t.Errorf("%q: status %d, %s", args, status, said)
+		}
+		m.tellsTheTruth(t)
+		for _, info := range m.list(t) {
+			if info.Name == "box" && (info.Status != api.StatusStopped || !strings.Contains(info.Error, "killed")) {
+				t.Errorf("%q: ps says %+v", args, info)
+			}
+		}
+		if r := m.run(t, nil, "rm", "-f", "twin"); r.status != 0 && !strings.Contains(r.stderr, "not found") {
+			t.Errorf("%s", r.stderr)
+		}
+	}
+	m.mustRun(t, "rm", "-f", "box")
+	m.snapshotsAreWhole(t)
+	m.leavesNothing(t)
+}
+
+// TestVMFewDescriptors has a run come to its limit of open files, by and by later. It
+// says so, and leaves nothing.
+func TestVMFewDescriptors(t *testing.T) {
+	m := install(t)
+	m.mustRun(t, "run", "busybox", "true")
+	enough := false
+	for limit := 11; limit <= 111 && !enough; limit += 5 { // with fewer no Go program begins
+		cmd := m.command(t, "run", "busybox", "true")
+		cmd.Args = append([]string{"sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, limit)}, cmd.Args...)
+		cmd.Path = "/bin/sh"
+		r := ended(t, cmd)
+		t.Logf("%d: status %d, %v, %s", limit, r.status, r.took.Round(time.Millisecond), r.stderr)
+		enough = r.status == 0
+		if !enough && (r.status != 125 || !strings.Contains(r.stderr, "matchlock: error: ") || !strings.Contains(r.stderr, "too many open files")) || strings.Contains(r.stderr, "goroutine ") {
+			t.Errorf("with %d descriptors: status %d, %s", limit, r.status, r.stderr)
+		}
+		m.mustRun(t, "gc") // a folder cannot be removed without opening it
+		m.leavesNothing(t)
+	}
+	if !enough {
+		t.Error("so many descriptors are not enough")
+	}
+}

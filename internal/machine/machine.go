@@ -473,6 +473,7 @@ func (m *Machine) notRunning() error {
 // brokenConnection are the errors of which the guest's end may be the cause.
 var brokenConnection = []error{
 	io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, syscall.EPIPE, syscall.ECONNRESET, wire.ErrReset, wire.ErrStopped,
+	os.ErrProcessDone, syscall.ESRCH,
 }
 
 // Explain puts the guest's end in the place of an error that came of it. ctx

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"runtime"
 	"strings"
@@ -39,6 +40,9 @@ func openGuestPages(pid int, file *os.File) (*guestPages, error) {
 	}
 	inode := info.Sys().(*syscall.Stat_t).Ino
 	maps, err := os.ReadFile(procFile(pid, "maps"))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(maps) == 0 {
+		err = os.ErrProcessDone
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -225,12 +229,12 @@ type memoryImage struct {
 }
 
 // newMemoryImage makes one of the size of base and with its content.
-func newMemoryImage(base *os.File, copyFile func(dst, src *os.File) error) (m *memoryImage, err error) {
+func newMemoryImage(base *os.File, copyFile func(dst, src *os.File) error) (_ *memoryImage, err error) {
 	info, err := base.Stat()
 	if err != nil {
 		return nil, err
 	}
-	m = new(memoryImage)
+	m := new(memoryImage)
 	defer func() {
 		if err != nil {
 			m.close()

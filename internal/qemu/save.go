@@ -35,8 +35,8 @@ type saving struct {
 }
 
 // beginSaving prepares what the pause needs.
-func (h *hypervisor) beginSaving(ctx context.Context, i *instance) (s *saving, err error) {
-	s = &saving{qmp: i.qmp}
+func (h *hypervisor) beginSaving(ctx context.Context, i *instance) (_ *saving, err error) {
+	s := &saving{qmp: i.qmp}
 	defer func() {
 		if err != nil {
 			s.close()
