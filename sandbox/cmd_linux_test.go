@@ -80,6 +80,7 @@ func TestStdinAndSignals(t *testing.T) {
 	}
 
 	reading, output := io.Pipe()
+	defer output.Close()
 	cmd = sb.Command(t.Context(), "sh", "-c", `trap 'echo got; exit 7' USR1; echo ready; while :; do sleep 0.1; done`)
 	cmd.Stdout = output
 	if err := cmd.Start(); err != nil {

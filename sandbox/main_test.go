@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/matchlock/matchlock/internal/hostfs"
 	"github.com/matchlock/matchlock/internal/image"
 )
@@ -24,7 +26,7 @@ func TestMain(m *testing.M) {
 			skip = asked + "|" + skip
 		}
 		flag.Set("test.skip", skip)
-		os.Exit(m.Run())
+		goleak.VerifyTestMain(m)
 	}
 	home, err := exampleHome(context.Background())
 	if err != nil {

@@ -303,6 +303,7 @@ func TestMainOfAnother(t *testing.T) {
 	first := sb.Main(ctx)
 	first.Past = true
 	pr, pw := io.Pipe()
+	defer pw.Close()
 	lines, out := io.Pipe()
 	first.Stdin, first.Stdout = pr, out
 	if err := first.Start(); err != nil {

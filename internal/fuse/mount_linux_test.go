@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/matchlock/matchlock/internal/workspace"
@@ -38,7 +39,7 @@ func TestMain(m *testing.M) {
 	case "server":
 		os.Exit(beServer())
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // The descriptors of both: what they are to use.

@@ -21,6 +21,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/matchlock/matchlock/internal/compress"
+	"go.uber.org/goleak"
 )
 
 func TestOpen(t *testing.T) {
@@ -376,7 +377,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // hammer does to a store what many users of it might, and checks every image that it gets.

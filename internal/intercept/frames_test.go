@@ -128,6 +128,15 @@ func FuzzHTTP2Frames(f *testing.F) {
 	}
 	f.Add(frames(func(f *wire.Framer, fields func(...string) []byte) { request(f, fields, "a", "b") }))
 	w := newWorld(f, allow("web.test"), func(o *Options) { o.Event = func(api.Event) {} })
+	f.Cleanup(func() {
+		// net/http takes a second to end a connection that it has said GOAWAY to.
+		for deadline := time.Now().Add(10 * time.Second); w.i.Flows() > 0; time.Sleep(50 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				f.Errorf("%d flows do not end", w.i.Flows())
+				return
+			}
+		}
+	})
 	other := make(chan string, 1)
 	to := w.web("web.test", 80, func(_ http.ResponseWriter, r *http.Request) {
 		if r.Host != "web.test" && r.Host != "web.test:80" {
@@ -139,7 +148,6 @@ func FuzzHTTP2Frames(f *testing.F) {
 	})
 	f.Fuzz(func(t *testing.T, in []byte) {
 		talk(w.i, to, append([]byte(http2Preface), in...), 5*time.Millisecond)
-		// net/http takes a second to end a connection that it has said GOAWAY to.
 		if n := w.i.Flows(); n > 4000 {
 			t.Errorf("%d flows do not end", n)
 		}

@@ -4,7 +4,9 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/matchlock/matchlock/internal/netstack"
@@ -29,7 +31,17 @@ func TestReset(t *testing.T) {
 		t.Cleanup(func() { s.Close() })
 		stacks[i], ends[i] = s, other
 	}
-	go func() {
+	var passing sync.WaitGroup
+	t.Cleanup(func() {
+		for _, link := range append(ends[:], guestsHost) {
+			syscall.Shutdown(int(link.Fd()), syscall.SHUT_RDWR) // to close it would not wake who reads
+		}
+		passing.Wait()
+		for _, link := range append(ends[:], guestsHost) {
+			link.Close()
+		}
+	})
+	passing.Go(func() {
 		frame := make([]byte, 2048)
 		for {
 			n, err := guestsHost.Read(frame)
@@ -38,9 +50,9 @@ func TestReset(t *testing.T) {
 			}
 			ends[current.Load()].Write(frame[:n])
 		}
-	}()
+	})
 	for i, end := range ends {
-		go func() {
+		passing.Go(func() {
 			frame := make([]byte, 2048)
 			for {
 				n, err := end.Read(frame)
@@ -51,7 +63,7 @@ func TestReset(t *testing.T) {
 					guestsHost.Write(frame[:n])
 				}
 			}
-		}()
+		})
 	}
 
 	conn, err := guest.DialTCP(withTimeout(t), far)

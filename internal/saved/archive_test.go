@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"go.uber.org/goleak"
 
 	"github.com/matchlock/matchlock/internal/disk"
 	"github.com/matchlock/matchlock/vm"
@@ -538,7 +539,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // TestKilled kills a process in the middle of an import. Nobody takes what it leaves for a machine, and
