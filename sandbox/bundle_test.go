@@ -140,3 +140,65 @@ func TestBundleOfOthers(t *testing.T) {
 		t.Error("of nothing: no error")
 	}
 }
+
+// FuzzBundle reads what anybody may have made of a bundle: it is refused, or its files lie
+// in it, one behind the other.
+func FuzzBundle(f *testing.F) {
+	dir := f.TempDir()
+	made, err := os.Create(filepath.Join(dir, "made"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer made.Close()
+	b := &bundle{file: made}
+	for _, name := range []string{"0/journal", "nodes"} {
+		if err := b.addFrom(name, func(w io.Writer) error { _, err := io.WriteString(w, "content of "+name); return err }); err != nil {
+			f.Fatal(err)
+		}
+	}
+	if err := b.finish(); err != nil {
+		f.Fatal(err)
+	}
+	content, err := os.ReadFile(made.Name())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(content)
+	f.Add([]byte("[]\x00\x00\x00\x00\x00\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "bundle")
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		file, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		b, err := openBundle(file)
+		if err != nil {
+			return
+		}
+		sizes := map[string]int64{}
+		for _, e := range b.index {
+			n, err := io.Copy(io.Discard, b.open(e.Name))
+			if err != nil || n != e.Size || e.Offset+e.Size > int64(len(content)) {
+				t.Errorf("%+v has %d bytes, %v", e, n, err)
+			}
+			sizes[fmt.Sprint(len(sizes))] = e.Size
+		}
+		n := map[string]string{}
+		err = b.extract(func(name string) string {
+			if n[name] == "" {
+				n[name] = fmt.Sprint(len(n))
+			}
+			return filepath.Join(dir, n[name])
+		})
+		for name, size := range sizes {
+			if info, statErr := os.Stat(filepath.Join(dir, name)); err == nil && (statErr != nil || info.Size() != size) {
+				t.Errorf("file %s: %v, %v, want %d bytes", name, info, statErr, size)
+			}
+		}
+	})
+}

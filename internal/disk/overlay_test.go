@@ -1,6 +1,7 @@
 package disk_test
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -110,4 +111,39 @@ func TestCheckOverlay(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzCheckOverlay changes a header, which who wrote to an overlay may have done: what passes
+// names no file, whatever bytes say so.
+func FuzzCheckOverlay(f *testing.F) {
+	const size = 1 << 30
+	made, err := disk.CreateOverlay(filepath.Join(f.TempDir(), "overlay"), size)
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer made.Close()
+	header := make([]byte, 512)
+	if _, err := made.ReadAt(header, 0); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(header)
+	f.Add(header[:50])
+	path := filepath.Join(f.TempDir(), "changed")
+	f.Fuzz(func(t *testing.T, header []byte) {
+		if err := os.WriteFile(path, header, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		changed, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer changed.Close()
+		if disk.CheckOverlay(changed, size) != nil {
+			return
+		}
+		offset, length := binary.BigEndian.Uint64(header[8:]), binary.BigEndian.Uint32(header[16:])
+		if offset != 0 && length != 0 || string(header[:4]) != "QFI\xfb" || binary.BigEndian.Uint64(header[72:]) != 0 {
+			t.Errorf("%x passes", header)
+		}
+	})
 }

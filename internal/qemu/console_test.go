@@ -1,12 +1,14 @@
 package qemu
 
 import (
+	"bytes"
 	"io"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"testing/iotest"
+	"unicode"
 
 	"github.com/matchlock/matchlock/internal/logs"
 )
@@ -129,4 +131,22 @@ func TestConsoleAwait(t *testing.T) {
 			cancel()
 		})
 	}
+}
+
+// FuzzConsole has a guest say anything, in two pieces: what is shown of it is short and
+// fit for a terminal.
+func FuzzConsole(f *testing.F) {
+	f.Add([]byte("one\r\ntwo\n[ 4.1] Kernel panic - not syncing: "), []byte("memory\nCall Trace:\n\x1b[2J"))
+	f.Add(bytes.Repeat([]byte("x"), consoleTail+1), []byte("\n"))
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		c, err := openConsole("", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.collect(io.NopCloser(io.MultiReader(bytes.NewReader(first), bytes.NewReader(second))))
+		last := c.lastLines()
+		if len(last) > 4*consoleTail || strings.ContainsFunc(last, unicode.IsControl) {
+			t.Errorf("%d bytes, %q", len(last), last)
+		}
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/matchlock/matchlock/internal/machine"
 )
@@ -72,4 +73,21 @@ func TestCPUOf(t *testing.T) {
 			t.Errorf("with %s it is the same", change[1])
 		}
 	}
+}
+
+// FuzzRequirements has a snapshot say anything: it goes on here, or the error is fit for a
+// terminal.
+func FuzzRequirements(f *testing.F) {
+	f.Add([]byte(`{"wire":4,"qemu":"7.2.22 (Debian)","accel":"tcg","tsc_khz":2000000,"vcpus":2,"memory_mb":512,"lowers":1}`))
+	f.Add([]byte(`{"vcpus":9223372036854775807,"tsc_khz":18446744073709551615}`))
+	f.Fuzz(func(t *testing.T, said []byte) {
+		h := &hypervisor{needs: requirements{Wire: 4, QEMU: "7.2.22 (Debian)", Accel: "tcg", TSCKHz: 2_000_000, VCPUs: 2, MemoryMB: 512, Lowers: 1}, config: new(machine.Config)}
+		h.config.CPUs = 1.5
+		if err := h.checkRequirements(said); err != nil && strings.ContainsFunc(err.Error(), unicode.IsControl) {
+			t.Errorf("%q", err)
+		}
+		if n := h.config.VCPUs; n != 0 && n != 2 && n != 3 {
+			t.Errorf("%d processors", n)
+		}
+	})
 }

@@ -488,3 +488,36 @@ func BenchmarkOpen(b *testing.B) {
 		m.Close()
 	}
 }
+
+// FuzzRecord has a record say anything: it is refused, or is of a machine's files alone.
+func FuzzRecord(f *testing.F) {
+	folder := f.TempDir()
+	if err := Make(f.Context(), folder, "one", testMachine(f), about{"test", 1}); err != nil {
+		f.Fatal(err)
+	}
+	dir := filepath.Join(folder, "one")
+	text, err := os.ReadFile(filepath.Join(dir, recordName))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Add([]byte(strings.Replace(string(text), `"name":"`, `"name":"../`, 1)))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if err := os.WriteFile(filepath.Join(dir, recordName), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := readRecord(dir)
+		if err != nil {
+			return
+		}
+		for _, file := range r.Files {
+			if strings.ContainsRune(file.Name, '/') {
+				t.Errorf("file %q", file.Name)
+			}
+		}
+		var a about
+		if m, err := Open(t.Context(), dir, &a); err == nil {
+			m.Close()
+		}
+	})
+}
