@@ -371,6 +371,37 @@ var importBox = []string{"image", "import", "box", "rootfs.tar"}
 func TestFaults(t *testing.T)     { injectFaults(t, 2) }
 func TestLongFaults(t *testing.T) { long(t); injectFaults(t, 0) }
 
+// TestSlowDisk has each call wait that changes something on the disk. All takes longer, and
+// comes to what it comes to.
+func TestSlowDisk(t *testing.T) {
+	registry := startRegistry(t)
+	for _, act := range faultyActs {
+		t.Run(act.name, func(t *testing.T) {
+			t.Parallel()
+			h := newFaultyHome(t)
+			for _, before := range act.before {
+				h.mustRun(before...)
+			}
+			args := slices.Clone(act.args)
+			for i := range args {
+				args[i] = strings.ReplaceAll(args[i], "REGISTRY", registry)
+			}
+			slow := &decider{fault: fault{calls: slices.Concat(writes, copies, moves, names)}, home: h.home(), delay: 10 * time.Millisecond}
+			if status, said := h.run(slow, args...); status != 0 {
+				t.Errorf("status %d\n%s", status, said)
+			}
+			slow.mu.Lock()
+			if slow.seen == 0 {
+				t.Error("nothing was slow")
+			}
+			slow.mu.Unlock()
+			for _, after := range act.after {
+				h.run(nil, after...)
+			}
+		})
+	}
+}
+
 // injectFaults has in each act calls fail in turn, a few of each fault or all. It is
 // told then, with the reason, nothing ends otherwise; and the same act, done
 // again, comes to what it would have come to.
