@@ -3,8 +3,8 @@ package netstack_test
 import (
 	"context"
 	"math/rand/v2"
+	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"testing"
 	"time"
@@ -16,10 +16,15 @@ import (
 )
 
 // wire returns a stack, and the end of its guest's card without anything behind it.
-func wire(t *testing.T, limits netstack.Limits, handler netstack.Handler) (*netstack.Stack, *os.File) {
+func wire(t *testing.T, limits netstack.Limits, handler netstack.Handler) (*netstack.Stack, net.Conn) {
 	t.Helper()
 	noLeaks(t)
-	host, other := testnet.Link(t)
+	host, file := testnet.Link(t)
+	other, err := net.FileConn(file) // whose Close ends a Read
+	file.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { other.Close() })
 	s, err := netstack.New(t.Context(), netstack.Config{Limits: limits, Link: host, Gateway: gateway, Guest: guestIP, GuestMAC: guestMAC}, handler)
 	if err != nil {
