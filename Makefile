@@ -78,6 +78,14 @@ reproducible: ## both binaries built twice, in two folders, are the same to the 
 release: lint build ## dist/: an archive, its bill of materials and sums
 	scripts/release.sh $(VERSION)
 
+PREFIX ?= /usr/local
+
+install: build ## the program, man pages and completions, below PREFIX (/usr/local) of DESTDIR
+	scripts/install.sh $(PREFIX) $(DESTDIR)
+
+deb: build ## dist/: a Debian package
+	scripts/deb.sh $(VERSION)
+
 kernel: setup-kernel ## a small kernel of our own, used in place of Debian's from then on (10 minutes)
 	scripts/kernel.sh
 
@@ -87,4 +95,4 @@ setup-run setup-test setup-bench setup-kernel: setup-%: # the Debian packages th
 clean: ## what was built here; caches and images stay
 	rm -rf bin dist cmd/matchlock/guest/matchlock-guest*
 
-.PHONY: help hello build test lint test-plain test-vm long soak fuzz bench licenses vulncheck reproducible release kernel setup-run setup-test setup-bench setup-kernel clean
+.PHONY: help hello build test lint test-plain test-vm long soak fuzz bench licenses vulncheck reproducible release install deb kernel setup-run setup-test setup-bench setup-kernel clean

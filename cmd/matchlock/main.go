@@ -137,7 +137,7 @@ use instead of those that are found.`,
 		a.initCommand(), a.trustCommand(),
 		a.pullCommand(), a.imageCommand(), a.warmCommand(), a.cacheCommand(), a.volumeCommand(), a.workspaceCommand(),
 		a.statsCommand(), a.topCommand(), a.eventsCommand(), a.allowListCommand(), a.policyCommand(), a.secretCommand(), a.portCommand(), a.portForwardCommand(),
-		a.systemCommand(), a.diagnoseCommand(), a.versionCommand(), a.completionCommand(), a.guestCommand(), a.supervisorCommand(),
+		a.systemCommand(), a.diagnoseCommand(), a.versionCommand(), a.completionCommand(), a.guestCommand(), a.supervisorCommand(), a.manCommand(),
 	)
 	root.AddCommand(a.aliases()...)
 	return root
