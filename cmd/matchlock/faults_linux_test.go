@@ -19,7 +19,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -104,30 +103,6 @@ type decider struct {
 	what string // failed
 }
 
-// Linux, include/uapi/linux/seccomp.h.
-const (
-	notifReceive  = 0xC0502100
-	notifSend     = 0xC0182101
-	notifContinue = 1 << 0
-)
-
-type (
-	notification struct {
-		id         uint64
-		pid, flags uint32
-		nr         int32
-		arch       uint32
-		ip         uint64
-		args       [6]uint64
-	}
-	notificationAnswer struct {
-		id    uint64
-		value int64
-		errno int32
-		flags uint32
-	}
-)
-
 // serve decides until all of those have ended.
 func (d *decider) serve(listener int) {
 	defer unix.Close(listener)
@@ -139,19 +114,17 @@ func (d *decider) serve(listener int) {
 		if ready[0].Revents&unix.POLLIN == 0 {
 			return
 		}
-		var call notification
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), notifReceive, uintptr(unsafe.Pointer(&call))); errno != 0 {
-			continue // it has been given up
+		call, err := seccomp.Receive(listener)
+		switch {
+		case err != nil: // it has been given up
+		case !d.hits(call):
+			call.Continue(listener)
+		case d.errno == 0:
+			syscall.Kill(processOf(call.PID), syscall.SIGKILL)
+			call.Continue(listener)
+		default:
+			call.Fail(listener, d.errno)
 		}
-		answer := notificationAnswer{id: call.id, flags: notifContinue}
-		if d.hits(&call) {
-			if d.errno == 0 {
-				syscall.Kill(processOf(call.pid), syscall.SIGKILL)
-			} else {
-				answer.flags, answer.errno = 0, -int32(d.errno)
-			}
-		}
-		unix.Syscall(unix.SYS_IOCTL, uintptr(listener), notifSend, uintptr(unsafe.Pointer(&answer)))
 	}
 }
 
@@ -168,15 +141,15 @@ func processOf(thread uint32) int {
 }
 
 // hits tells whether a call is to fail.
-func (d *decider) hits(call *notification) bool {
-	nr := uint32(call.nr)
+func (d *decider) hits(call *seccomp.Call) bool {
+	nr := uint32(call.Nr)
 	if !slices.Contains(d.calls, nr) {
 		return false
 	}
-	if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", call.pid)); !bytes.HasPrefix(name, []byte("matchlock")) {
+	if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", call.PID)); !bytes.HasPrefix(name, []byte("matchlock")) {
 		return false // what others say of their faults is theirs
 	}
-	if nr == unix.SYS_OPENAT && d.creates && call.args[2]&unix.O_CREAT == 0 {
+	if nr == unix.SYS_OPENAT && d.creates && call.Args[2]&unix.O_CREAT == 0 {
 		return false
 	}
 	path := ""
@@ -186,14 +159,14 @@ func (d *decider) hits(call *notification) bool {
 	case slices.Contains(moves, nr):
 		path = pathIn(call, 2)
 	case slices.Contains(copies, nr):
-		descriptor := call.args[0] // of sendfile
+		descriptor := call.Args[0] // of sendfile
 		if nr == unix.SYS_COPY_FILE_RANGE {
-			descriptor = call.args[2]
+			descriptor = call.Args[2]
 		}
-		path = fileOf(call.pid, int32(descriptor))
+		path = fileOf(call.PID, int32(descriptor))
 	case slices.Contains(opens, nr):
 	default:
-		path = fileOf(call.pid, int32(call.args[0]))
+		path = fileOf(call.PID, int32(call.Args[0]))
 	}
 	if !d.outside && !strings.HasPrefix(path, d.home+"/") && path != d.home {
 		return false
@@ -218,11 +191,11 @@ func fileOf(pid uint32, fd int32) string {
 }
 
 // pathIn is the path that two arguments of a call are.
-func pathIn(call *notification, argument int) string {
+func pathIn(call *seccomp.Call, argument int) string {
 	text := make([]byte, 256)
 	local := unix.Iovec{Base: &text[0]}
 	local.SetLen(len(text))
-	n, err := unix.ProcessVMReadv(int(call.pid), []unix.Iovec{local}, []unix.RemoteIovec{{Base: uintptr(call.args[argument+1]), Len: len(text)}}, 0)
+	n, err := unix.ProcessVMReadv(int(call.PID), []unix.Iovec{local}, []unix.RemoteIovec{{Base: uintptr(call.Args[argument+1]), Len: len(text)}}, 0)
 	if err != nil || n <= 0 {
 		return ""
 	}
@@ -230,8 +203,8 @@ func pathIn(call *notification, argument int) string {
 	if filepath.IsAbs(path) {
 		return path
 	}
-	if fd := int32(call.args[argument]); fd != unix.AT_FDCWD {
-		return filepath.Join(fileOf(call.pid, fd), path)
+	if fd := int32(call.Args[argument]); fd != unix.AT_FDCWD {
+		return filepath.Join(fileOf(call.PID, fd), path)
 	}
 	return path
 }

@@ -6,9 +6,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/matchlock/matchlock/internal/seccomp"
 )
 
 // openings answers a program that opens a file for reading and writing.
@@ -53,64 +54,29 @@ func (o *openings) serve() {
 				return false
 			}
 			if over = ready[0].Revents&unix.POLLIN == 0; !over {
-				o.answer(fd)
+				o.answer(int(fd))
 			}
 			return true
 		})
 	}
 }
 
-// Linux, include/uapi/linux/seccomp.h.
-const (
-	notifReceive = 0xC0502100
-	notifSend    = 0xC0182101
-	notifAddFD   = 0x40182103
-
-	notifContinue = 1 << 0
-)
-
-type (
-	notification struct {
-		id         uint64
-		pid, flags uint32
-		nr         int32
-		arch       uint32
-		ip         uint64
-		args       [6]uint64
-	}
-	notificationAnswer struct {
-		id    uint64
-		value int64
-		errno int32
-		flags uint32
-	}
-	notificationFD struct {
-		id                          uint64
-		flags, from, to, descriptor uint32
-	}
-)
-
-// answer takes a call and decides on it. That it has been given up meanwhile, its
-// thread having been killed, is no matter.
-func (o *openings) answer(listener uintptr) {
-	var call notification
-	if control(listener, notifReceive, unsafe.Pointer(&call)) != nil {
+// answer takes a call and decides on it.
+func (o *openings) answer(listener int) {
+	call, err := seccomp.Receive(listener)
+	if err != nil {
 		return
 	}
-	answer := notificationAnswer{id: call.id, flags: notifContinue}
-	if file, err := o.meant(o.name(uintptr(call.args[1]))); err != nil {
-		answer.flags, answer.errno = 0, -int32(unix.EACCES)
-	} else if file >= 0 {
-		defer unix.Close(file)
-		answer.flags = 0
-		added := notificationFD{id: call.id, from: uint32(file), descriptor: uint32(call.args[2]) & unix.O_CLOEXEC}
-		if n, _, errno := unix.Syscall(unix.SYS_IOCTL, listener, notifAddFD, uintptr(unsafe.Pointer(&added))); errno == 0 {
-			answer.value = int64(n)
-		} else {
-			answer.errno = -int32(errno)
-		}
+	file, err := o.meant(o.name(uintptr(call.Args[1])))
+	switch {
+	case err != nil:
+		call.Fail(listener, unix.EACCES)
+	case file >= 0:
+		call.Give(listener, file, uint32(call.Args[2])&unix.O_CLOEXEC)
+		unix.Close(file)
+	default:
+		call.Continue(listener)
 	}
-	control(listener, notifSend, unsafe.Pointer(&answer))
 }
 
 // maxName is longer than any that is looked for.
@@ -154,11 +120,4 @@ func descriptorOf(name string) (fd int, ok bool) {
 	}
 	n, err := strconv.ParseUint(number, 10, 31)
 	return int(n), err == nil
-}
-
-func control(fd uintptr, request uintptr, argument unsafe.Pointer) error {
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, request, uintptr(argument)); errno != 0 {
-		return errno
-	}
-	return nil
 }

@@ -1,0 +1,75 @@
+package seccomp
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Requests of seccomp_unotify(2), include/uapi/linux/seccomp.h.
+const (
+	requestReceive = 0xC0502100
+	requestSend    = 0xC0182101
+	requestAddFD   = 0x40182103
+
+	flagContinue = 1 << 0
+)
+
+// A Call waits for an answer by the listener of LoadListening. That it has been given up
+// meanwhile, its thread having been killed, is no matter.
+type Call struct {
+	id   uint64
+	PID  uint32 // of the thread
+	_    uint32 // flags
+	Nr   int32
+	_    uint32 // architecture
+	_    uint64 // instruction pointer
+	Args [6]uint64
+}
+
+type response struct {
+	id    uint64
+	value int64
+	errno int32
+	flags uint32
+}
+
+type addition struct {
+	id                          uint64
+	flags, from, to, descriptor uint32
+}
+
+// Receive takes a call, or fails if it has been given up.
+func Receive(listener int) (*Call, error) {
+	c := new(Call)
+	if errno := request(listener, requestReceive, unsafe.Pointer(c)); errno != 0 {
+		return nil, errno
+	}
+	return c, nil
+}
+
+// Continue lets the call be made as it is.
+func (c *Call) Continue(listener int) {
+	request(listener, requestSend, unsafe.Pointer(&response{id: c.id, flags: flagContinue}))
+}
+
+// Fail has it fail.
+func (c *Call) Fail(listener int, errno unix.Errno) {
+	request(listener, requestSend, unsafe.Pointer(&response{id: c.id, errno: -int32(errno)}))
+}
+
+// Give has it return a descriptor of file, with flags of O_CLOEXEC.
+func (c *Call) Give(listener, file int, flags uint32) {
+	added := addition{id: c.id, from: uint32(file), descriptor: flags}
+	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), requestAddFD, uintptr(unsafe.Pointer(&added)))
+	if errno != 0 {
+		c.Fail(listener, errno)
+		return
+	}
+	request(listener, requestSend, unsafe.Pointer(&response{id: c.id, value: int64(n)}))
+}
+
+func request(listener int, what uintptr, argument unsafe.Pointer) unix.Errno {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), what, uintptr(argument))
+	return errno
+}
