@@ -53,7 +53,11 @@ func (a *app) stats(ctx context.Context, w io.Writer, refs []string, every time.
 	if once {
 		every = min(every, time.Second)
 	}
-	before := map[string]api.Usage{}
+	type look struct {
+		usage api.Usage
+		at    time.Time // by a clock that does not jump, which that of usage may
+	}
+	before := map[string]look{}
 	for first := true; ; first = false {
 		usages, err := a.usages(ctx, refs)
 		if err != nil && (first || ctx.Err() != nil) {
@@ -61,10 +65,11 @@ func (a *app) stats(ctx context.Context, w io.Writer, refs []string, every time.
 		}
 		var shares []share
 		for _, u := range usages {
+			now := time.Now()
 			if b, ok := before[u.ID]; ok {
-				shares = append(shares, share{u, float64(u.CPU-b.CPU) / float64(max(u.Time.Sub(b.Time), 1))})
+				shares = append(shares, share{u, float64(u.CPU-b.usage.CPU) / float64(now.Sub(b.at))})
 			}
-			before[u.ID] = u
+			before[u.ID] = look{u, now}
 		}
 		if !first {
 			if err := showShares(w, shares, live, asJSON); err != nil || once {
