@@ -119,6 +119,8 @@ type guest struct {
 	files    files
 	trust    *trust // nil: nobody's certificate is to come
 
+	rehearsal *rehearsal // until the set-up
+
 	isPrepared, isSetUp, isBooted, isFrozen, isCopy bool
 
 	mu       sync.Mutex
@@ -228,6 +230,13 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	go g.serveData(device, sync.OnceFunc(func() { close(opened) }))
 	<-opened
 	g.server.RememberRoot()
+	null, err := g.devices.OpenFile("null", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if g.rehearsal, err = g.starter.prepareRehearsal(null); err != nil {
+		return err
+	}
 	return g.server.PrepareCommand()
 }
 
@@ -240,6 +249,7 @@ func (g *guest) Setup(s *agent.Setup) error {
 		return errors.New("set up before, or not prepared")
 	}
 	g.isSetUp = true
+	defer g.rehearsal.begin()()
 	params := g.params
 	if s.Params != "" {
 		var err error
