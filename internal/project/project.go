@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/matchlock/matchlock/api"
@@ -41,6 +42,7 @@ type File struct {
 	path    string // of the file, absolute, without symbolic links
 	content []byte
 	rules   []byte // of Policy
+	owner   uint32 // of the file
 }
 
 // Find returns the path of the project's file: path itself, Name in it if it is a folder,
@@ -87,9 +89,14 @@ func Read(path string) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info, err := os.Stat(f.path); err == nil && !info.Mode().IsRegular() {
+	info, err := os.Stat(f.path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s: not a regular file", path)
 	}
+	f.owner = info.Sys().(*syscall.Stat_t).Uid
 	if f.content, err = hostfs.ReadLimited(f.path, document.MaxSize); err != nil {
 		return nil, err
 	}

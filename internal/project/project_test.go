@@ -195,6 +195,18 @@ network:
 	}
 }
 
+// A file of another user's is not ours to believe.
+func TestOwner(t *testing.T) {
+	f := read(t, folder(t, "image: debian:12\n"))
+	if lines := f.Reaches(); lines != nil {
+		t.Errorf("reaches %q", lines)
+	}
+	f.owner = 4711
+	if err := Store(t.TempDir()).Check(f); err == nil || !strings.Contains(err.Error(), "owner: user 4711") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestTemplate(t *testing.T) {
 	for _, file := range []string{"", "go.mod", "package.json", "Cargo.toml"} {
 		dir := folder(t, "")

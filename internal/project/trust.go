@@ -28,9 +28,13 @@ var harmless = []string{
 }
 
 // Reaches lists what of the file counts only once that is trusted, a line each: its key and
-// what it says.
+// what it says. All of a file of another user's does: in a folder that many may write, like
+// /tmp, its project is other people's files.
 func (f *File) Reaches() (lines []string) {
-	return f.reaches(nil, "", reflect.ValueOf(*f))
+	if f.owner != uint32(os.Geteuid()) && f.owner != 0 {
+		lines = append(lines, fmt.Sprintf("owner: user %d", f.owner))
+	}
+	return f.reaches(lines, "", reflect.ValueOf(*f))
 }
 
 func (f *File) reaches(lines []string, prefix string, v reflect.Value) []string {
