@@ -86,6 +86,9 @@ install: build ## the program, man pages and completions, below PREFIX (/usr/loc
 deb: build ## dist/: a Debian package
 	scripts/deb.sh $(VERSION)
 
+test-deb: setup-test deb ## the package in a bare Debian 12, as root and as a user (as root, minutes)
+	scripts/test-deb.sh dist/matchlock_*.deb
+
 kernel: setup-kernel ## a small kernel of our own, used in place of Debian's from then on (10 minutes)
 	scripts/kernel.sh
 
@@ -95,4 +98,4 @@ setup-run setup-test setup-bench setup-kernel: setup-%: # the Debian packages th
 clean: ## what was built here; caches and images stay
 	rm -rf bin dist cmd/matchlock/guest/matchlock-guest*
 
-.PHONY: help hello build test lint test-plain test-vm long soak fuzz bench licenses vulncheck reproducible release install deb kernel setup-run setup-test setup-bench setup-kernel clean
+.PHONY: help hello build test lint test-plain test-vm long soak fuzz bench licenses vulncheck reproducible release install deb test-deb kernel setup-run setup-test setup-bench setup-kernel clean

@@ -16,7 +16,7 @@ arm64) qemu='qemu-system-arm (>= 1:7.2)' ;;
 esac
 # A version begins with a digit there, and a dash parts the packager's from ours.
 version=$(sed 's/^v//; s/-/+/g' <<<"$1")
-[[ $version == [0-9]* ]] || version=0~$version
+[[ $version =~ ^[0-9]+\. ]] || version=0~$version
 export SOURCE_DATE_EPOCH
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 
