@@ -3,11 +3,8 @@ package sandbox
 import (
 	"context"
 	"fmt"
-	"net"
 	"sync"
 	"time"
-
-	"github.com/matchlock/matchlock/internal/wire"
 )
 
 // activity tells how long nobody has done anything with a sandbox. Its zero value says:
@@ -18,10 +15,10 @@ type activity struct {
 	last     time.Time // that one ended, or something was seen
 }
 
-// begin counts a session until the function that it returns is called.
+// begin counts a session until the function that it returns is called, which is once.
 func (a *activity) begin() (end func()) {
 	a.add(1)
-	return sync.OnceFunc(func() { a.add(-1) })
+	return func() { a.add(-1) }
 }
 
 func (a *activity) add(n int) {
@@ -39,31 +36,6 @@ func (a *activity) idle() time.Duration {
 		return 0
 	}
 	return time.Since(a.last)
-}
-
-// sessionConn is a connection to the guest that counts as a session.
-type sessionConn struct {
-	net.Conn
-	end func()
-}
-
-func (c *sessionConn) Close() error {
-	c.end()
-	return c.Conn.Close()
-}
-
-// Reset is for wire.Reset.
-func (c *sessionConn) Reset() {
-	c.end()
-	wire.Reset(c.Conn)
-}
-
-// CloseWrite is for wire.Join.
-func (c *sessionConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return c.Close()
 }
 
 // limitLife sees to it that the sandbox ends when its time is up, or nobody has used it for

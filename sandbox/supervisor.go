@@ -18,6 +18,7 @@ import (
 	"github.com/matchlock/matchlock/internal/logs"
 	"github.com/matchlock/matchlock/internal/qemu"
 	"github.com/matchlock/matchlock/internal/state"
+	"github.com/matchlock/matchlock/internal/wire"
 	"github.com/matchlock/matchlock/vm"
 )
 
@@ -499,7 +500,7 @@ func (s *supervisor) dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &sessionConn{conn, s.active.begin()}, nil
+	return wire.UntilClosed(conn, s.active.begin()), nil
 }
 
 // connect opens a stream to a port of the guest.

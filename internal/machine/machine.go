@@ -661,33 +661,8 @@ func (m *Machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 			m.execs.Add(-1)
 			return nil, err
 		}
-		return &agentConn{Conn: conn, over: sync.OnceFunc(func() { m.execs.Add(-1) })}, nil
+		return wire.UntilClosed(conn, func() { m.execs.Add(-1) }), nil
 	})
-}
-
-// agentConn is a stream to the agent that is counted while it is open.
-type agentConn struct {
-	net.Conn
-	over func()
-}
-
-func (c *agentConn) Close() error {
-	c.over()
-	return c.Conn.Close()
-}
-
-// Reset is for wire.Reset.
-func (c *agentConn) Reset() {
-	c.over()
-	wire.Reset(c.Conn)
-}
-
-// CloseWrite is for wire.Join.
-func (c *agentConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return c.Close()
 }
 
 // Pause implements vm.Pauser. User code comes to a halt first, so that what stands

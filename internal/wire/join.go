@@ -44,3 +44,31 @@ func Reset(conn net.Conn) {
 		c.Close()
 	}
 }
+
+// UntilClosed returns the connection, with end called once, when it is closed or reset.
+func UntilClosed(conn net.Conn, end func()) net.Conn {
+	return &watchedConn{conn, sync.OnceFunc(end)}
+}
+
+type watchedConn struct {
+	net.Conn
+	end func()
+}
+
+func (c *watchedConn) Close() error {
+	c.end()
+	return c.Conn.Close()
+}
+
+func (c *watchedConn) Reset() {
+	c.end()
+	Reset(c.Conn)
+}
+
+// CloseWrite is for Join, which closes what cannot be closed by half.
+func (c *watchedConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return c.Close()
+}
