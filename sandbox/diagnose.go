@@ -209,8 +209,13 @@ func hostMemory() (total, available int64) {
 	if err != nil {
 		return 0, 0
 	}
+	return memoryIn(string(meminfo))
+}
+
+// memoryIn reads proc_meminfo(5), a host's or a guest's.
+func memoryIn(meminfo string) (total, available int64) {
 	field := func(name string) (kib int64) {
-		_, rest, _ := strings.Cut(string(meminfo), name+":")
+		_, rest, _ := strings.Cut(meminfo, name+":")
 		fmt.Sscan(rest, &kib) // leaves 0 where there is none
 		return kib
 	}

@@ -25,22 +25,6 @@ const guestPatience = 3 * time.Second
 // api.Config.IdleTimeout.
 func (s *Sandbox) Usage(ctx context.Context) (api.Usage, error) { return s.keeper.usage(ctx) }
 
-// memoryOf reads proc_meminfo(5).
-func memoryOf(meminfo string) (total, used int64) {
-	var available int64
-	for line := range strings.Lines(meminfo) {
-		name, value, _ := strings.Cut(line, ":")
-		kib, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
-		switch name {
-		case "MemTotal":
-			total = max(kib, 0) << 10
-		case "MemAvailable":
-			available = max(kib, 0) << 10
-		}
-	}
-	return total, max(total-available, 0)
-}
-
 func (s *supervisor) usage(ctx context.Context) (api.Usage, error) {
 	record := s.dir.Record()
 	u := api.Usage{ID: s.id, Name: record.Name, Time: time.Now(), Disk: roomOf(s.dir.Path())}
@@ -60,7 +44,8 @@ func (s *supervisor) usage(ctx context.Context) (api.Usage, error) {
 	ctx, cancel := context.WithTimeout(ctx, guestPatience)
 	defer cancel()
 	if text, err := newFS(ctx, agent.NewClient(s.connect)).ReadFile("proc/meminfo"); err == nil { // else it does not answer
-		u.GuestTotal, u.GuestMemory = memoryOf(string(text))
+		total, available := memoryIn(string(text))
+		u.GuestTotal, u.GuestMemory = max(total, 0), max(total-available, 0)
 	}
 	return u, nil
 }
