@@ -43,12 +43,7 @@ when something is missing; warnings do not count.`,
 
 func printFindings(w io.Writer, findings []sandbox.Finding, asJSON bool) error {
 	if asJSON {
-		for _, f := range findings {
-			if err := printJSON(w, f); err != nil {
-				return err
-			}
-		}
-		return nil
+		return printJSONLines(w, findings)
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, f := range findings {

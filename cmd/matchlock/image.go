@@ -300,6 +300,16 @@ func printJSON(w io.Writer, v any) error {
 	return encoder.Encode(v)
 }
 
+// printJSONLines prints a line for each.
+func printJSONLines[T any](w io.Writer, all []T) error {
+	for _, v := range all {
+		if err := printJSON(w, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // printEither prints a line: v as JSON, or text.
 func printEither(w io.Writer, asJSON bool, v any, text string) error {
 	if asJSON {

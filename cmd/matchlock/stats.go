@@ -136,12 +136,7 @@ const (
 
 func showShares(w io.Writer, shares []share, live, asJSON bool) error {
 	if asJSON {
-		for _, s := range shares {
-			if err := printJSON(w, s); err != nil {
-				return err
-			}
-		}
-		return nil
+		return printJSONLines(w, shares)
 	}
 	var b bytes.Buffer
 	table := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
@@ -186,12 +181,7 @@ ps for it.`,
 			}
 			w := cmd.OutOrStdout()
 			if asJSON {
-				for _, p := range processes {
-					if err := printJSON(w, p); err != nil {
-						return err
-					}
-				}
-				return nil
+				return printJSONLines(w, processes)
 			}
 			table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 			fmt.Fprintln(table, "PID\tPARENT\tUSER\tSTATE\tCPU\tMEMORY\tCOMMAND")

@@ -28,12 +28,7 @@ func (a *app) systemDFCommand() *cobra.Command {
 			}
 			w := cmd.OutOrStdout()
 			if asJSON {
-				for _, r := range rooms {
-					if err := printJSON(w, r); err != nil {
-						return err
-					}
-				}
-				return nil
+				return printJSONLines(w, rooms)
 			}
 			table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 			fmt.Fprintln(table, "KIND\tCOUNT\tSIZE\tNOT IN USE\tFREED BY")
