@@ -125,10 +125,12 @@ func (h *hierarchy) parents() []string {
 
 // Sweep removes the groups of processes whose supervisors were killed.
 func Sweep() {
-	found, err := ownHierarchies()
-	if err != nil {
-		return // then there are none either
+	if found, err := ownHierarchies(); err == nil { // else there are none either
+		sweep(found)
 	}
+}
+
+func sweep(found []hierarchy) {
 	for _, h := range found {
 		for _, parent := range h.parents() {
 			old, _ := filepath.Glob(filepath.Join(parent, cgroupPrefix+"*"))
@@ -152,7 +154,7 @@ func (c *Config) newCgroup() (*cgroup, error) {
 	if err != nil {
 		return nil, err
 	}
-	Sweep()
+	sweep(found)
 	var faults []string
 	for _, version := range []string{"v2", "v1"} {
 		g := &cgroup{version: version, attached: make(chan error, 1)}
