@@ -46,6 +46,9 @@ type Config struct {
 	// for a first one that nobody is attached to, and no flow has carried a byte. The time
 	// that it is paused does not count. 0 does not.
 	IdleTimeout time.Duration `json:"-"`
+	// Restart says whether the sandbox, if it is kept, runs again after its end; empty is
+	// RestartNo. Its supervisor sees to that: see sandbox.Sandbox.Restart.
+	Restart RestartPolicy `json:"restart,omitempty"`
 
 	// CPUs is the share of processors; 0 is 1.
 	CPUs float64 `json:"cpus,omitempty"`
@@ -208,6 +211,9 @@ func (c *Config) validateCommand(v *faults) {
 		if d < 0 || d > maxTimeout {
 			v.add("%s %v: not between 0 and %v", name, d, maxTimeout)
 		}
+	}
+	if err := c.Restart.Validate(); err != nil {
+		v.add("%w", err)
 	}
 	for _, key := range sortedKeys(c.Labels) {
 		if key == "" || strings.ContainsFunc(key, isControlOrBlank) {

@@ -10,17 +10,22 @@ type Status string
 
 // The statuses.
 const (
-	StatusStarting Status = "starting" // its machine is being made
-	StatusRunning  Status = "running"
-	StatusPaused   Status = "paused"   // it stands still
-	StatusStopping Status = "stopping" // it has been asked to end
-	StatusStopped  Status = "stopped"  // it has ended, and can be started again
-	StatusDead     Status = "dead"     // its supervisor was killed; can be started again
+	StatusStarting   Status = "starting" // its machine is being made
+	StatusRunning    Status = "running"
+	StatusPaused     Status = "paused"     // it stands still
+	StatusStopping   Status = "stopping"   // it has been asked to end
+	StatusRestarting Status = "restarting" // it has ended, and will run again by itself
+	StatusStopped    Status = "stopped"    // it has ended, and can be started again
+	StatusDead       Status = "dead"       // its supervisor was killed; can be started again
 )
 
 // Alive tells whether a supervisor looks after the sandbox.
 func (s Status) Alive() bool {
-	return s == StatusStarting || s == StatusRunning || s == StatusPaused || s == StatusStopping
+	switch s {
+	case StatusStarting, StatusRunning, StatusPaused, StatusStopping, StatusRestarting:
+		return true
+	}
+	return false
 }
 
 // Info is what is known of a sandbox: by its supervisor, and by everybody from
@@ -49,6 +54,9 @@ type Info struct {
 	ExitCode *int `json:"exit_code,omitempty"`
 	// Error says why it could not be started or ended without being asked to.
 	Error string `json:"error,omitempty"`
+	// Restarts is how often it has been started by its restart policy since somebody
+	// started it.
+	Restarts int `json:"restarts,omitempty"`
 
 	// Ports are those of the host that lead to the sandbox's while it runs.
 	Ports []PublishedPort `json:"ports,omitempty"`
@@ -60,6 +68,12 @@ type Info struct {
 	// PID is the supervisor's process id, for people to look at; that it is there
 	// does not say that the sandbox runs.
 	PID int `json:"pid,omitempty"`
+}
+
+// Ending tells whether a sandbox that is alive will not be for long: it was asked to end,
+// or its first command has ended.
+func (i *Info) Ending() bool {
+	return i.Status == StatusStopping || i.Status.Alive() && i.Status != StatusRestarting && i.ExitCode != nil
 }
 
 // PublishedPort is a port of the host that leads to one of the guest.

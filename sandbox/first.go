@@ -155,7 +155,13 @@ func (s *supervisor) mainEnded(m *firstCommand, err error) {
 	}
 	if s.life.Err() == nil { // else recordEnd writes it
 		// For those who look before the sandbox has ended too.
-		_ = s.dir.Update(func(r *state.Record) { r.ExitCode = &m.exit.Code })
+		again := s.restarts(m.exit.Code)
+		_ = s.dir.Update(func(r *state.Record) {
+			r.ExitCode = &m.exit.Code
+			if again {
+				r.Status, r.Finished = api.StatusRestarting, time.Now()
+			}
+		})
 	}
 	m.end()
 }
@@ -178,6 +184,7 @@ func (s *supervisor) stop(ctx context.Context, grace time.Duration) error {
 // it is patient no longer.
 func (s *supervisor) wind(ctx context.Context, grace time.Duration) error {
 	s.mu.Lock()
+	s.asked = true
 	ready := s.ready
 	s.mu.Unlock()
 	if _, paused := s.stoodStill(ctx); paused {
@@ -221,6 +228,11 @@ func (s *supervisor) signal(ctx context.Context, number int) error {
 			return s.wind(ctx, 0) // it idles; what would end a command ends it
 		}
 		return fmt.Errorf("sandbox %q: signal %d: %w: it idles", s.dir.Record().Name, number, ErrNoCommand)
+	}
+	if number == sigKILL || number == sigTERM || number == s.proc.StopSignal {
+		s.mu.Lock()
+		s.asked = true
+		s.mu.Unlock()
 	}
 	if err := m.session.Signal(number); err != nil {
 		return s.explain(ctx, err)

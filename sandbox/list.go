@@ -80,7 +80,7 @@ func (missingError) Is(target error) bool { return target == ErrNotFound }
 // asked to end, or its first command has ended a moment ago.
 func settled(ctx context.Context, home state.Home, ref string) (state.Entry, error) {
 	e, err := lookup(home, ref)
-	if err != nil || !e.Status.Alive() || e.Status != api.StatusStopping && e.ExitCode == nil {
+	if err != nil || !e.Ending() {
 		return e, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, endTime)

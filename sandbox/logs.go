@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/internal/control"
 	"github.com/matchlock/matchlock/internal/logs"
 	"github.com/matchlock/matchlock/internal/state"
 )
@@ -66,8 +68,26 @@ func (o Options) Logs(ctx context.Context, ref string, q LogQuery, each func(Log
 	if err != nil {
 		return err
 	}
-	if q.Follow && e.Status.Alive() {
-		return newRemote(o, home, e).logs(ctx, q, each)
+	for q.Follow && e.Status.Alive() {
+		last := time.Now()
+		err := newRemote(o, home, e).logs(ctx, q, func(r LogRecord) error {
+			if r.Time.After(last) {
+				last = r.Time
+			}
+			return each(r)
+		})
+		if err != nil {
+			return err
+		}
+		now, err := state.Lookup(home.Sandboxes(), e.ID)
+		if err != nil || now.Status != api.StatusRestarting && now.Restarts <= e.Restarts {
+			return nil
+		}
+		// It is restarted, and goes on to say something.
+		e, q.Tail, q.Since = now, 0, last.Add(1)
+	}
+	if q.Follow {
+		return nil
 	}
 	return readLogs(ctx, e, q, each)
 }
@@ -85,7 +105,11 @@ func readLogs(ctx context.Context, e state.Entry, q LogQuery, each func(LogRecor
 // logs has the supervisor read, who knows when there is more.
 func (r *remote) logs(ctx context.Context, q LogQuery, each func(LogRecord) error) error {
 	params := logsParams{File: q.file(), Since: q.Since, Tail: max(q.Tail, logs.None)}
-	a, err := r.control.Attach(ctx, methodLogs, params, nil)
+	var a *control.Attachment
+	err := r.patiently(ctx, func() (err error) {
+		a, err = r.control.Attach(ctx, methodLogs, params, nil)
+		return err
+	})
 	if err != nil {
 		err = r.explain(ctx, err)
 		if errors.Is(err, ErrNotRunning) { // since we looked

@@ -82,16 +82,29 @@ const beginning = 2 * time.Second
 
 // call calls a method, and says what an error means.
 func (r *remote) call(ctx context.Context, method string, params, result any) error {
-	err := r.control.Call(ctx, method, params, result)
-	for began := time.Now(); errors.Is(err, control.ErrNotListening) && time.Since(began) < beginning && r.alive(); {
+	err := r.patiently(ctx, func() error { return r.control.Call(ctx, method, params, result) })
+	return r.explain(ctx, err)
+}
+
+// patiently does what needs a supervisor that listens.
+func (r *remote) patiently(ctx context.Context, do func() error) error {
+	err := do()
+	for began := time.Now(); errors.Is(err, control.ErrNotListening) && r.begins(time.Since(began)); {
 		select {
 		case <-time.After(10 * time.Millisecond): // nothing tells of its socket
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		err = r.control.Call(ctx, method, params, result)
+		err = do()
 	}
-	return r.explain(ctx, err)
+	return err
+}
+
+// begins tells whether the sandbox, which has taken so long, will listen yet. Between two
+// lives it may let slow readers of the first one's log come to the end.
+func (r *remote) begins(took time.Duration) bool {
+	e, err := state.Lookup(r.sandboxes, r.entry.ID)
+	return err == nil && e.Status.Alive() && (took < beginning || e.Status == api.StatusRestarting && took < beginning+lastWords)
 }
 
 func (r *remote) alive() bool {
@@ -184,8 +197,11 @@ func (r *remote) info(ctx context.Context) (api.Info, error) {
 }
 
 func (r *remote) wait(ctx context.Context) (info api.Info, err error) {
-	if err := r.call(ctx, methodWait, nil, &info); err != nil {
-		return info, err
+	for restarts := true; restarts; restarts = info.Status == api.StatusRestarting {
+		info = api.Info{}
+		if err := r.call(ctx, methodWait, nil, &info); err != nil {
+			return info, err
+		}
 	}
 	// What follows a wait may want to start or remove it. Somebody else may be
 	// faster, whose new life is not waited for.

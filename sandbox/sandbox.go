@@ -305,7 +305,8 @@ func (s *Sandbox) ID() string { return s.id }
 // Info tells what is known of the sandbox.
 func (s *Sandbox) Info(ctx context.Context) (api.Info, error) { return s.keeper.info(ctx) }
 
-// Wait returns when the sandbox has ended, with what is known of it then.
+// Wait returns when the sandbox has ended, with what is known of it then. Of another
+// process's sandbox it is the end after which that is not restarted.
 func (s *Sandbox) Wait(ctx context.Context) (api.Info, error) { return s.keeper.wait(ctx) }
 
 // Stop ends the sandbox as its first command would like it: that is sent its
@@ -390,6 +391,28 @@ func guestPort(network, address string) (uint16, error) {
 		return 0, fmt.Errorf("port %q: want a number from 1 to 65535", port)
 	}
 	return uint16(n), nil
+}
+
+// Restart is what Config.Restart asks for: in the place of Close, for a sandbox that this
+// process made and keeps. If the policy wants that, the sandbox is started again after a
+// pause that begins with 100 ms and doubles, up to a minute, as long as it does not run for
+// 10 s; to others it is restarting meanwhile, and can be stopped. The Sandbox that is
+// returned then takes the place of this one, which is closed; its first command is to be
+// started. Without an error and a Sandbox it was over. ctx bounds the pause and the making.
+func (s *Sandbox) Restart(ctx context.Context) (*Sandbox, error) {
+	ended, ok := s.keeper.(*supervisor)
+	if !ok {
+		return nil, fmt.Errorf("restart: %w: another process looks after the sandbox", errors.ErrUnsupported)
+	}
+	err := ended.finish()
+	next := ended.successor()
+	if err != nil || next == nil {
+		return nil, errors.Join(err, ended.close())
+	}
+	if err := next.start(ctx, ended.dir); err != nil {
+		return nil, errors.Join(err, next.close())
+	}
+	return sandboxOf(next.id, next), nil
 }
 
 // Close ends a sandbox that this process made and, unless it is kept, removes

@@ -236,7 +236,7 @@ func OpenSaved(text []byte, files []*os.File) (*Saved, error) {
 // randomness of its own. The output of its commands goes to its log. config is
 // s.Config, in which these may have changed: Command and Entrypoint, for a first
 // command in the place of the one that goes on, which goes on too; Env, User,
-// WorkDir and Timeout of commands to come; TTL and IdleTimeout; Hostname, Labels, and hosts that were
+// WorkDir and Timeout of commands to come; TTL, IdleTimeout and Restart; Hostname, Labels, and hosts that were
 // added; all of Network but None, MTU and DNSMode; Sockets; Secrets; and which
 // volumes or images are at the places of disks, whose content is as it was, or it is an
 // error. What it acquires and
@@ -279,7 +279,7 @@ func (s *Saved) allows(config *api.Config) error {
 	}
 	for _, c := range []*api.Config{&want, &have} {
 		c.Command, c.Entrypoint, c.Env, c.User, c.WorkDir, c.Timeout = nil, nil, nil, "", "", 0
-		c.TTL, c.IdleTimeout = 0, 0
+		c.TTL, c.IdleTimeout, c.Restart = 0, 0, ""
 		c.Hostname, c.Labels, c.Pull = "", nil, ""
 		// What the guest's link and its files are stays; what passes may differ.
 		c.Network = api.Network{None: c.Network.None, MTU: c.Network.MTU, DNSMode: c.Network.DNSMode}

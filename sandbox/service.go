@@ -139,7 +139,7 @@ func (s *supervisor) serve() error {
 			methodStop: withParams(func(ctx context.Context, p stopParams) error { return s.wind(context.WithoutCancel(ctx), p.Grace) }),
 			methodEnd: withParams(func(ctx context.Context, p endParams) error {
 				s.mu.Lock()
-				s.remove = s.remove || p.Remove
+				s.asked, s.remove = true, s.remove || p.Remove
 				s.mu.Unlock()
 				go s.close() // waits for this call
 				_, err := s.wait(ctx)

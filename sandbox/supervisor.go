@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,6 +58,7 @@ type supervisor struct {
 	ports   []api.PublishedPort
 	disks   []heldDisk // that it was given, in the guest's order
 
+	rest  time.Duration   // before it begins, since it is restarted; 0: somebody started it
 	life  context.Context // of what it starts; its cause says why it ends
 	end   context.CancelCauseFunc
 	begun context.Context // ends when start has, well or not
@@ -71,6 +73,9 @@ type supervisor struct {
 	err      error        // of close
 
 	mu      sync.Mutex
+	asked   bool   // somebody wants it to end
+	again   bool   // it has ended, and holds its folder to be restarted
+	between bool   // it is restarted, and its turn has not come
 	fresh   bool   // start made the folder
 	ready   bool   // start succeeded
 	remove  bool   // the folder goes, whatever was said before
@@ -114,10 +119,13 @@ func (s *supervisor) start(ctx context.Context, dir *state.Dir) error {
 	if err == nil {
 		err = s.dir.Update(func(r *state.Record) { r.Status, r.Started, r.Ports = api.StatusRunning, time.Now(), s.ports })
 	}
+	interrupted := ctx.Err() != nil
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		s.failure = err.Error()
+		if !s.between || !interrupted {
+			s.failure = err.Error()
+		}
 		return err
 	}
 	s.ready = true
@@ -131,7 +139,7 @@ func (s *supervisor) start(ctx context.Context, dir *state.Dir) error {
 func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	clock := newStopwatch(s.options.Timing)
 	if dir != nil {
-		s.take(dir)
+		s.take(dir, s.rest > 0)
 		s.unwind.push(s.recordEnd) // of a start that does not come to the point below
 		if _, err := tidy(dir); err != nil {
 			return fmt.Errorf("sandbox folder: %w", err)
@@ -178,6 +186,9 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 		return err
 	}
 	s.unwind.push(s.recordEnd)
+	if err := s.awaitTurn(ctx); err != nil {
+		return err
+	}
 	if err := errors.Join(checkSockets(s.config.Sockets), checkReach(&s.config)); err != nil {
 		return err
 	}
@@ -285,13 +296,16 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	return nil
 }
 
-// take makes dir the sandbox's folder.
-func (s *supervisor) take(dir *state.Dir) {
+// take makes dir the sandbox's folder. What restarts goes on to say how it ended.
+func (s *supervisor) take(dir *state.Dir, restarts bool) {
 	s.dir, s.id = dir, dir.ID
 	s.unwind.push(s.leave)
+	if restarts {
+		return
+	}
 	// A full disk shows with the first file that matters.
 	_ = dir.Update(func(r *state.Record) {
-		r.Status, r.PID, r.ExitCode, r.Error = api.StatusStarting, os.Getpid(), nil, ""
+		r.Status, r.PID, r.ExitCode, r.Error, r.Restarts = api.StatusStarting, os.Getpid(), nil, "", 0
 	})
 }
 
@@ -316,7 +330,7 @@ func (s *supervisor) createFolder(ctx context.Context, home state.Home, digest s
 	s.mu.Lock()
 	s.fresh = true
 	s.mu.Unlock()
-	s.take(dir)
+	s.take(dir, false)
 	if s.origin != nil {
 		if err := s.takeCopies(); err != nil {
 			return err
@@ -384,15 +398,19 @@ func (s *supervisor) watch() {
 		}
 		s.mu.Unlock()
 	}
-	s.close() // whoever made the sandbox gets the error too
+	s.finish() // whoever made the sandbox gets the error too
 }
 
 // lastWords is how long those who are attached may take for the end of what
 // there is to read.
 const lastWords = 5 * time.Second
 
-// close ends the sandbox and undoes all that start did.
-func (s *supervisor) close() error {
+// close implements keeper.
+func (s *supervisor) close() error { return errors.Join(s.finish(), s.forgo()) }
+
+// finish ends the sandbox and undoes all that start did, but that the folder of one that is
+// to be restarted stays held.
+func (s *supervisor) finish() error {
 	s.closing.Do(func() {
 		s.end(errStopped)
 		s.starting.Lock()
@@ -455,27 +473,35 @@ func (s *supervisor) recordEnd() error {
 		}
 	}
 	s.mu.Lock()
-	failure, main, ready, expired := s.failure, s.main, s.ready, s.expired
+	failure, main, ready, expired, between := s.failure, s.main, s.ready, s.expired, s.between
 	s.mu.Unlock()
 	update := s.dir.Update
 	if s.goes() {
 		update = s.dir.Note // nobody will read it; those who wait are told from memory
 	}
-	return update(func(r *state.Record) {
-		r.Status, r.Finished, r.PID, r.Error, r.Ports = api.StatusStopped, time.Now(), 0, failure, nil
-		if main != nil && main.over.Err() != nil {
-			r.ExitCode = &main.exit.Code
-			if r.Error == "" {
-				r.Error = main.failure
-			}
-		} else if failure != "" && ready {
-			r.ExitCode = new(statusUnknown)
+	if between && failure == "" { // it stays ended as it was
+		return update(func(r *state.Record) { r.Status, r.PID = api.StatusStopped, 0 })
+	}
+	var code *int
+	switch {
+	case main != nil && main.over.Err() != nil:
+		code = &main.exit.Code
+		failure = cmp.Or(failure, main.failure)
+	case failure != "" && ready:
+		code = new(statusUnknown)
+	}
+	if failure == "" && expired != "" {
+		failure = "stopped: " + expired
+		if main == nil {
+			code = new(0) // it idled
 		}
-		if r.Error == "" && expired != "" {
-			r.Error = "stopped: " + expired
-			if main == nil {
-				r.ExitCode = new(0) // it idled
-			}
+	}
+	again := s.endsForNow(code)
+	return update(func(r *state.Record) {
+		r.Status, r.Finished, r.PID, r.ExitCode, r.Error, r.Ports = api.StatusStopped, time.Now(), 0, code, failure, nil
+		if again {
+			r.Status, r.PID = api.StatusRestarting, os.Getpid()
+			r.Restarts++
 		}
 	})
 }
@@ -489,7 +515,10 @@ func (s *supervisor) leave() error {
 	if s.goes() {
 		return errors.Join(err, s.dir.Remove())
 	}
-	return errors.Join(err, s.dir.Close())
+	if s.keepsFolder() {
+		return err
+	}
+	return errors.Join(err, s.forgo(), s.dir.Close())
 }
 
 func (s *supervisor) process() *process { return &s.proc }
@@ -505,6 +534,12 @@ func (s *supervisor) dial(ctx context.Context, port uint32) (net.Conn, error) {
 
 // connect opens a stream to a port of the guest.
 func (s *supervisor) connect(ctx context.Context, port uint32) (net.Conn, error) {
+	s.mu.Lock()
+	between := s.between
+	s.mu.Unlock()
+	if between {
+		return nil, &stateError{s.dir.Record().Name, "is restarting", ErrNotRunning}
+	}
 	select {
 	case <-s.begun.Done():
 	case <-ctx.Done():

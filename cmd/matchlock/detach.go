@@ -162,6 +162,21 @@ func (a *app) superviseSandbox(ctx context.Context, o order) error {
 		return errors.Join(statusOf(err), sb.Close())
 	}
 
+	for {
+		live(ctx, sb, main)
+		if sb, err = sb.Restart(ctx); sb == nil {
+			return err
+		}
+		main = sb.Main(context.Background())
+		if len(main.Args) > 0 {
+			main.OpenStdin, main.Tty = o.Stdin, o.Tty
+			main.Start() // if it fails, Restart knows
+		}
+	}
+}
+
+// live returns when a sandbox is at its end.
+func live(ctx context.Context, sb *sandbox.Sandbox, main *sandbox.Cmd) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -176,7 +191,6 @@ func (a *app) superviseSandbox(ctx context.Context, o order) error {
 	case <-ctx.Done(): // a SIGTERM, as from a host that shuts down
 		sb.Stop(context.Background(), stopGrace)
 	}
-	return sb.Close()
 }
 
 // carryOut makes the sandbox run.

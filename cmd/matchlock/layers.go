@@ -33,7 +33,8 @@ func lay(under, over *api.Config) {
 	under.Env, under.Labels = merged(under.Env, over.Env), merged(under.Labels, over.Labels)
 	under.User, under.WorkDir = cmp.Or(over.User, under.User), cmp.Or(over.WorkDir, under.WorkDir)
 	under.Timeout, under.TTL = cmp.Or(over.Timeout, under.Timeout), cmp.Or(over.TTL, under.TTL)
-	under.IdleTimeout, under.Hostname = cmp.Or(over.IdleTimeout, under.IdleTimeout), cmp.Or(over.Hostname, under.Hostname)
+	under.IdleTimeout, under.Restart = cmp.Or(over.IdleTimeout, under.IdleTimeout), cmp.Or(over.Restart, under.Restart)
+	under.Hostname = cmp.Or(over.Hostname, under.Hostname)
 
 	under.CPUs, under.Memory = cmp.Or(over.CPUs, under.CPUs), cmp.Or(over.Memory, under.Memory)
 	under.DiskSize, under.ShmSize = cmp.Or(over.DiskSize, under.DiskSize), cmp.Or(over.ShmSize, under.ShmSize)

@@ -98,6 +98,7 @@ the one that runs in it, or COMMAND beside what runs.`,
 		fs.StringVar(&f.name, "name", "", "`NAME` of the sandbox (default one that is made up)")
 		parsed(fs, "ttl", "", "`DURATION` after which the sandbox is stopped", &c.TTL, parseDuration)
 		parsed(fs, "idle-timeout", "", "`DURATION` without a command of yours or a byte on its network after which it is stopped", &c.IdleTimeout, parseDuration)
+		fs.StringVar((*string)(&c.Restart), "restart", "", "`WHEN` a sandbox in the background runs again after its end: no, on-failure[:N] or always (default no)")
 		fs.BoolVar(&f.remove, "rm", false, "remove the sandbox when the command ends (default, without --detach)")
 	})
 	group(cmd, "Input and terminal", f.stdioFlags.define)
@@ -139,6 +140,7 @@ the one that runs in it, or COMMAND beside what runs.`,
 		fs.BoolVar(&f.timing, "timing", false, "tell how long each phase took, and how much code was translated for it")
 	})
 	completeImageFlags(cmd)
+	complete(cmd, "restart", string(api.RestartNo), string(api.RestartOnFailure), string(api.RestartAlways))
 	completeNetworkFlags(cmd)
 	cmd.RegisterFlagCompletionFunc("volume", a.completeVolumeFlag)
 	cmd.RegisterFlagCompletionFunc("snapshot", a.completeSnapshots(-1))
@@ -257,6 +259,14 @@ func (f *runFlags) finish(flags *pflag.FlagSet) error {
 	}
 	if !flags.Changed("pull") {
 		f.config.Pull = ""
+	}
+	if f.config.Restart != "" {
+		if err := f.config.Restart.Validate(); err != nil {
+			return usageError{fmt.Errorf("--restart: %w", err), "run"}
+		}
+		if !f.detach || f.remove {
+			return usageError{errors.New("--restart: wants --detach, and no --rm: what runs again is kept, and is in the background"), "run"}
+		}
 	}
 	return f.check("run")
 }

@@ -97,6 +97,8 @@ func statusText(i api.Info, now time.Time) string {
 	switch i.Status {
 	case api.StatusRunning:
 		return "running for " + age(now.Sub(i.Started))
+	case api.StatusRestarting:
+		return fmt.Sprintf("restarting, exited (%d) %s", exitCode(i), ago(now.Sub(i.Finished)))
 	case api.StatusStopped:
 		text := "stopped "
 		if i.ExitCode != nil {
@@ -238,7 +240,7 @@ time is up, sync the disks and end the sandbox. One that was kept can be started
 
 // start starts a sandbox again. One that runs is left as it is.
 func (a *app) start(ctx context.Context, info api.Info) error {
-	if info.Status.Alive() && info.Status != api.StatusStopping && info.ExitCode == nil { // and is not at its end
+	if info.Status.Alive() && !info.Ending() {
 		return nil
 	}
 	_, err := a.supervise(ctx, order{Start: info.ID, Stdin: info.Stdin, Tty: info.Tty})

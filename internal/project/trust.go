@@ -21,7 +21,7 @@ import (
 // others wait until the file is trusted; so does what becomes a key one day, until somebody
 // has thought about it. Mounts are looked at one by one.
 var harmless = []string{
-	"name", "image", "pull", "platform", "entrypoint", "command", "env", "user", "work_dir", "timeout", "ttl", "idle_timeout", "labels",
+	"name", "image", "pull", "platform", "entrypoint", "command", "env", "user", "work_dir", "timeout", "ttl", "idle_timeout", "restart", "labels",
 	"cpus", "memory", "disk_size", "shm_size", "tmpfs", "ulimits", "read_only", "cap_drop", "hostname",
 	"coherent", "file_rules", "file_events",
 	"network.none", "network.deny", "network.mtu", "network.dns_mode",
