@@ -9,7 +9,7 @@ import (
 
 // Event tells what the guest did, or tried: on its network, one for each name it asked
 // for, each flow, and each request that was looked into; and with files of the host. A connection through
-// one of Config.Sockets is a flow, too.
+// one of Config.Sockets is a flow, too. What became of the sandbox itself is told as well.
 type Event struct {
 	Time time.Time `json:"time"` // when it began
 	Kind EventKind `json:"kind"`
@@ -25,7 +25,7 @@ type Event struct {
 	Port     uint16 `json:"port,omitempty"`
 	Protocol string `json:"protocol,omitempty"` // tcp, udp, tls, http, https, websocket, unix
 
-	Verdict Verdict `json:"verdict"`
+	Verdict Verdict `json:"verdict,omitempty"` // empty of EventLife
 	// Rule is the text of the rule that decided; empty: there is none, or it was
 	// something else, which Reason says.
 	Rule   string `json:"rule,omitempty"`
@@ -51,13 +51,31 @@ type Event struct {
 	Op      FileOp `json:"op,omitempty"`
 	NewPath string `json:"new_path,omitempty"`
 
+	// Action is what became of the sandbox, Sandbox which one it is, and ExitCode that of
+	// LifeEnded as Info.ExitCode has it; of EventLife alone.
+	Action   LifeAction    `json:"action,omitempty"`
+	Sandbox  *EventSandbox `json:"sandbox,omitempty"`
+	ExitCode *int          `json:"exit_code,omitempty"`
+
 	// Lost is the number of events that there was no room for; of EventLost alone.
 	Lost int64 `json:"lost,omitempty"`
 }
 
+// EventSandbox is what was known of the sandbox of an event.
+type EventSandbox struct {
+	ID     string            `json:"id"`
+	Name   string            `json:"name,omitempty"`
+	Image  string            `json:"image,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
 // Target is what the guest wanted: the name, or else the address, and the port if there
-// is one; of a file, what was to be done and its paths. Empty: the event is about none.
+// is one; of a file, what was to be done and its paths; of a sandbox, what became of it.
+// Empty: the event is about none.
 func (e Event) Target() string {
+	if e.Kind == EventLife {
+		return string(e.Action)
+	}
 	if e.Kind == EventFile {
 		return strings.TrimSpace(string(e.Op) + " " + e.Path + " " + e.NewPath)
 	}
@@ -86,8 +104,24 @@ const (
 	EventLost    EventKind = "lost"    // events that are missing here
 	EventPolicy  EventKind = "policy"  // rules or secrets were changed
 	EventFile    EventKind = "file"    // of a mount
+	EventLife    EventKind = "life"    // of the sandbox
 
 	Allowed Verdict = "allowed"
 	Denied  Verdict = "denied"
 	Failed  Verdict = "failed" // it was allowed, and did not work
+)
+
+// LifeAction says what became of a sandbox. An event's Reason says more.
+type LifeAction string
+
+// What becomes of sandboxes.
+const (
+	LifeCreated LifeAction = "created"
+	LifeStarted LifeAction = "started" // it runs, after that or again
+	LifePaused  LifeAction = "paused"
+	LifeResumed LifeAction = "resumed"
+	LifeCopied  LifeAction = "copied" // by a fork or a snapshot
+	LifeRenamed LifeAction = "renamed"
+	LifeEnded   LifeAction = "ended"
+	LifeRemoved LifeAction = "removed"
 )

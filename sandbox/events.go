@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/logs"
 	"github.com/matchlock/matchlock/internal/netstack"
+	"github.com/matchlock/matchlock/internal/state"
 )
 
 // eventsName is the file in a sandbox's folder that has its events, each as JSON on
@@ -55,11 +57,8 @@ func openEvents(path string, onError func(error), deny func([]api.Event)) (*even
 	return l, nil
 }
 
-// openEvents is the supervisor's. A sandbox that reaches nothing has no events.
+// openEvents is the supervisor's.
 func (s *supervisor) openEvents() (err error) {
-	if s.config.Network.None && len(s.config.Sockets) == 0 && !s.config.FileEvents && len(s.config.FileRules) == 0 && len(s.options.FileHooks) == 0 {
-		return nil
-	}
 	s.events, err = openEvents(s.dir.Path(eventsName), func(err error) { s.log.Warn("events are not logged", "error", err) }, s.tellDenied)
 	if err == nil {
 		s.unwind.push(s.events.close)
@@ -186,17 +185,50 @@ func DenialText(e api.Event) string {
 	return text
 }
 
+// tell writes down what became of the sandbox: among its events, and in the journal of all.
+func (s *supervisor) tell(action api.LifeAction, reason string, exitCode *int) {
+	e := lifeEvent(s.dir.Record().Info, action, reason)
+	e.ExitCode = exitCode
+	if s.events != nil { // else its start did not come so far
+		s.events.add(e)
+	}
+	if err := s.journal.Append(e); err != nil {
+		s.log.Warn("what became of the sandbox is not in the journal", "action", action, "error", err)
+	}
+}
+
+// tell writes down what became of a sandbox that does not run.
+func (o Options) tell(home state.Home, i api.Info, action api.LifeAction, reason string) {
+	if err := home.Journal().Append(lifeEvent(i, action, reason)); err != nil && o.Logger != nil {
+		o.Logger.Warn("what became of a sandbox is not in the journal", "sandbox", i.ID, "action", action, "error", err)
+	}
+}
+
+func lifeEvent(i api.Info, action api.LifeAction, reason string) api.Event {
+	return api.Event{
+		Time: time.Now(), Kind: api.EventLife, Action: action, Reason: reason,
+		Sandbox: &api.EventSandbox{ID: i.ID, Name: i.Name, Image: i.Image, Labels: i.Labels},
+	}
+}
+
 // EventQuery says what of a sandbox's events is read.
 type EventQuery struct {
 	// Denied leaves out what was not refused.
 	Denied bool
+	// Kinds, unless there are none, leave out all other kinds.
+	Kinds []api.EventKind
 	// Since, unless zero, leaves out what was before.
 	Since time.Time
 	// Follow goes on with what happens from then on, until the sandbox ends.
 	Follow bool
 }
 
-// Events yields what happened on the network of the sandbox since it was made, and what
+// fits tells whether an event is wanted. That some are missing always is.
+func (q *EventQuery) fits(e api.Event) bool {
+	return e.Kind == api.EventLost || !e.Time.Before(q.Since) && (!q.Denied || e.Verdict == api.Denied) && (len(q.Kinds) == 0 || slices.Contains(q.Kinds, e.Kind))
+}
+
+// Events yields what happened to the sandbox and on its network since it was made, and what
 // happens until it ends.
 func (s *Sandbox) Events(ctx context.Context) iter.Seq2[api.Event, error] {
 	return func(yield func(api.Event, error) bool) {
@@ -214,17 +246,29 @@ func (s *Sandbox) Events(ctx context.Context) iter.Seq2[api.Event, error] {
 }
 
 // Events calls each for what a query finds among the events of a sandbox, running
-// or not, in the order in which they were written.
+// or not, in the order in which they were written. Without a sandbox, of ref "", it finds
+// what became of all sandboxes, also of those that are gone: events of the kind
+// api.EventLife, of which the last few thousand are kept; Follow goes on until ctx ends.
 func (o Options) Events(ctx context.Context, ref string, q EventQuery, each func(api.Event) error) error {
+	wanted := func(e api.Event) error {
+		if !q.fits(e) {
+			return nil
+		}
+		return each(e)
+	}
+	if ref == "" {
+		home, err := o.home()
+		if err != nil {
+			return err
+		}
+		return home.Journal().Read(ctx, q.Follow, wanted)
+	}
 	query := LogQuery{events: true, Since: q.Since, Follow: q.Follow}
 	return o.Logs(ctx, ref, query, func(r LogRecord) error {
 		var e api.Event
 		if r.Stream != eventStream || json.Unmarshal(r.Content, &e) != nil {
 			return nil // the log's own words, or half an event after a full disk
 		}
-		if q.Denied && e.Verdict != api.Denied && e.Kind != api.EventLost {
-			return nil
-		}
-		return each(e)
+		return wanted(e)
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/matchlock/matchlock/api"
 	"github.com/matchlock/matchlock/internal/control"
 	"github.com/matchlock/matchlock/internal/qemu"
 	"github.com/matchlock/matchlock/internal/saved"
@@ -33,7 +34,7 @@ func (o Options) GC(ctx context.Context) (Garbage, error) {
 		return Garbage{}, err
 	}
 	g := Garbage{Sandboxes: []string{}, Files: []string{}} // lists in JSON too
-	swept, err := state.Sweep(ctx, home.Sandboxes())
+	swept, err := o.sweep(ctx, home)
 	g.Sandboxes = append(g.Sandboxes, swept...)
 	if err != nil {
 		return g, err
@@ -64,6 +65,15 @@ func (o Options) GC(ctx context.Context) (Garbage, error) {
 	qemu.Sweep()
 	errs = append(errs, saved.RemoveRemains(home.Snapshots()), removeUnmade(home.Volumes()))
 	return g, errors.Join(errs...)
+}
+
+// sweep removes the sandboxes that were to go with supervisors that were killed.
+func (o Options) sweep(ctx context.Context, home state.Home) (removed []string, err error) {
+	removed, err = state.Sweep(ctx, home.Sandboxes())
+	for _, id := range removed {
+		o.tell(home, api.Info{ID: id}, api.LifeRemoved, "its supervisor was killed")
+	}
+	return removed, err
 }
 
 // lasting are the files of a folder that outlive a supervisor, by their names or

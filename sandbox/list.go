@@ -172,7 +172,10 @@ func (o Options) Rename(ctx context.Context, ref, name string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(dir.Rename(ctx, name), dir.Close())
+	if err = dir.Rename(ctx, name); err == nil {
+		o.tell(home, dir.Record().Info, api.LifeRenamed, "from "+e.Name)
+	}
+	return errors.Join(err, dir.Close())
 }
 
 // Remove removes a sandbox and all that it has written. One that runs is
@@ -216,7 +219,11 @@ func (o Options) Remove(ctx context.Context, ref string, force bool) error {
 	if err != nil {
 		return err
 	}
-	return dir.Remove()
+	if err := dir.Remove(); err != nil {
+		return err
+	}
+	o.tell(home, infoOf(e), api.LifeRemoved, "")
+	return nil
 }
 
 const (

@@ -68,7 +68,10 @@ func (o Options) Logs(ctx context.Context, ref string, q LogQuery, each func(Log
 	if err != nil {
 		return err
 	}
-	for q.Follow && e.Status.Alive() {
+	if !q.Follow || !e.Status.Alive() {
+		return readLogs(ctx, e, q, each)
+	}
+	for {
 		last := time.Now()
 		err := newRemote(o, home, e).logs(ctx, q, func(r LogRecord) error {
 			if r.Time.After(last) {
@@ -86,10 +89,6 @@ func (o Options) Logs(ctx context.Context, ref string, q LogQuery, each func(Log
 		// It is restarted, and goes on to say something.
 		e, q.Tail, q.Since = now, 0, last.Add(1)
 	}
-	if q.Follow {
-		return nil
-	}
-	return readLogs(ctx, e, q, each)
 }
 
 // readLogs reads what is there.

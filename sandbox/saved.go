@@ -379,6 +379,14 @@ type origin struct {
 	hosts []api.HostIPMapping // that were added
 }
 
+// madeFrom says what a new sandbox is made of.
+func (s *supervisor) madeFrom() string {
+	if s.origin != nil {
+		return s.origin.String()
+	}
+	return "image " + s.config.Image
+}
+
 // String names where a sandbox goes on.
 func (s *Saved) String() string {
 	r := s.record
@@ -448,6 +456,7 @@ func (s *supervisor) save(ctx context.Context, care diskCare) (*Saved, error) {
 		r.Connections = union(before, s.network.stack.Connections())
 		saved.record.Network, saved.values = &r, s.network.revealed()
 	}
+	s.tell(api.LifeCopied, "", nil)
 	return saved, nil
 }
 

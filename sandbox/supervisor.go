@@ -50,11 +50,12 @@ type supervisor struct {
 
 	origin  *origin // nil: it goes on from none
 	dir     *state.Dir
+	journal state.Journal // of all sandboxes
 	output  *logs.Writer
 	machine guestMachine
 	network *network  // nil: there is none
 	files   *files    // of the host; nil: there are none
-	events  *eventLog // of it, and of sockets; nil: there are none
+	events  *eventLog // nil until it is open
 	ports   []api.PublishedPort
 	disks   []heldDisk // that it was given, in the guest's order
 
@@ -119,16 +120,20 @@ func (s *supervisor) start(ctx context.Context, dir *state.Dir) error {
 	if err == nil {
 		err = s.dir.Update(func(r *state.Record) { r.Status, r.Started, r.Ports = api.StatusRunning, time.Now(), s.ports })
 	}
-	interrupted := ctx.Err() != nil
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.ready = err == nil
+	if err != nil && (!s.between || ctx.Err() == nil) {
+		s.failure = err.Error()
+	}
+	s.mu.Unlock()
 	if err != nil {
-		if !s.between || !interrupted {
-			s.failure = err.Error()
-		}
 		return err
 	}
-	s.ready = true
+	how := ""
+	if s.rest > 0 {
+		how = "by its restart policy"
+	}
+	s.tell(api.LifeStarted, how, nil)
 	if s.config.TTL > 0 || s.config.IdleTimeout > 0 {
 		go s.limitLife()
 	}
@@ -149,7 +154,8 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	if err != nil {
 		return err
 	}
-	if _, err := state.Sweep(ctx, home.Sandboxes()); err != nil {
+	s.journal = home.Journal()
+	if _, err := s.options.sweep(ctx, home); err != nil {
 		s.log.Warn("sweeping up after dead sandboxes", "error", err)
 	}
 	clock.lap("prepare")
@@ -185,14 +191,17 @@ func (s *supervisor) assemble(ctx context.Context, dir *state.Dir) error {
 	if err := s.openLog(); err != nil {
 		return err
 	}
+	if err := s.openEvents(); err != nil {
+		return err
+	}
 	s.unwind.push(s.recordEnd)
+	if dir == nil {
+		s.tell(api.LifeCreated, s.madeFrom(), nil)
+	}
 	if err := s.awaitTurn(ctx); err != nil {
 		return err
 	}
 	if err := errors.Join(checkSockets(s.config.Sockets), checkReach(&s.config)); err != nil {
-		return err
-	}
-	if err := s.openEvents(); err != nil {
 		return err
 	}
 	if err := s.openNetwork(ctx, dir != nil); err != nil {
@@ -497,6 +506,7 @@ func (s *supervisor) recordEnd() error {
 		}
 	}
 	again := s.endsForNow(code)
+	defer func() { s.tell(api.LifeEnded, failure, code) }()
 	return update(func(r *state.Record) {
 		r.Status, r.Finished, r.PID, r.ExitCode, r.Error, r.Ports = api.StatusStopped, time.Now(), 0, code, failure, nil
 		if again {
@@ -513,7 +523,11 @@ func (s *supervisor) leave() error {
 		err = <-s.dying
 	}
 	if s.goes() {
-		return errors.Join(err, s.dir.Remove())
+		err = errors.Join(err, s.dir.Remove())
+		if s.over.Err() != nil { // it had begun
+			s.tell(api.LifeRemoved, "", nil)
+		}
+		return err
 	}
 	if s.keepsFolder() {
 		return err
@@ -589,6 +603,7 @@ func (s *supervisor) pause(ctx context.Context, paused bool) error {
 		return fmt.Errorf("sandbox %q: %w", s.dir.Record().Name, s.explain(ctx, err))
 	}
 	s.mu.Lock()
+	changes := paused == s.pausedAt.IsZero()
 	switch now := time.Now(); {
 	case paused && s.pausedAt.IsZero():
 		s.pausedAt = now
@@ -596,7 +611,15 @@ func (s *supervisor) pause(ctx context.Context, paused bool) error {
 		s.still, s.pausedAt = s.still+now.Sub(s.pausedAt), time.Time{}
 	}
 	s.mu.Unlock()
-	return s.dir.Update(func(r *state.Record) { r.Status = status })
+	if err := s.dir.Update(func(r *state.Record) { r.Status = status }); err != nil || !changes {
+		return err
+	}
+	action := api.LifeResumed
+	if paused {
+		action = api.LifePaused
+	}
+	s.tell(action, "", nil)
+	return nil
 }
 
 func (s *supervisor) stoodStill(context.Context) (total time.Duration, paused bool) {
@@ -608,4 +631,11 @@ func (s *supervisor) stoodStill(context.Context) (total time.Duration, paused bo
 	return s.still + time.Since(s.pausedAt), true
 }
 
-func (s *supervisor) rename(ctx context.Context, name string) error { return s.dir.Rename(ctx, name) }
+func (s *supervisor) rename(ctx context.Context, name string) error {
+	was := s.dir.Record().Name
+	err := s.dir.Rename(ctx, name)
+	if err == nil {
+		s.tell(api.LifeRenamed, "from "+was, nil)
+	}
+	return err
+}

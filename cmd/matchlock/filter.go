@@ -14,8 +14,6 @@ import (
 // filter says which sandboxes a command is about: those that each of its conditions fits.
 type filter []func(api.Info) bool
 
-const filterUsage = "only those that `KEY=VALUE` fits: label=NAME[=VALUE], name, image, status, id; each of several must"
-
 // filterKeys are the keys, with what fits a value.
 var filterKeys = map[string]func(i api.Info, value string) bool{
 	"label": func(i api.Info, value string) bool {
@@ -29,15 +27,20 @@ var filterKeys = map[string]func(i api.Info, value string) bool{
 	"status": func(i api.Info, value string) bool { return string(i.Status) == value },
 }
 
-func (f *filter) define(flags *pflag.FlagSet) {
-	parsed(flags, "filter", "", filterUsage, f, func(text string) (filter, error) {
+// define adds the flag, which takes some of the keys: all of them if none are given.
+func (f *filter) define(flags *pflag.FlagSet, keys ...string) {
+	if len(keys) == 0 {
+		keys = []string{"label", "name", "image", "status", "id"}
+	}
+	usage := "only those that `KEY=VALUE` fits: " + strings.Replace(strings.Join(keys, ", "), "label", "label=NAME[=VALUE]", 1) + "; each of several must"
+	parsed(flags, "filter", "", usage, f, func(text string) (filter, error) {
 		key, value, ok := strings.Cut(text, "=")
 		fits := filterKeys[key]
 		switch {
 		case !ok || value == "":
 			return nil, errors.New("want KEY=VALUE")
-		case fits == nil:
-			return nil, fmt.Errorf("key %q: none of label, name, image, status, id", key)
+		case !slices.Contains(keys, key):
+			return nil, fmt.Errorf("key %q: none of %s", key, strings.Join(keys, ", "))
 		case key == "status" && !slices.Contains(statuses, api.Status(value)):
 			return nil, fmt.Errorf("status %q: none of %v", value, statuses)
 		}
@@ -45,7 +48,7 @@ func (f *filter) define(flags *pflag.FlagSet) {
 	})
 }
 
-var statuses = []api.Status{api.StatusStarting, api.StatusRunning, api.StatusPaused, api.StatusStopping, api.StatusStopped, api.StatusDead}
+var statuses = []api.Status{api.StatusStarting, api.StatusRunning, api.StatusPaused, api.StatusStopping, api.StatusRestarting, api.StatusStopped, api.StatusDead}
 
 func (f filter) fits(i api.Info) bool {
 	return !slices.ContainsFunc(f, func(condition func(api.Info) bool) bool { return !condition(i) })

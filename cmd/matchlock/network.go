@@ -191,67 +191,6 @@ variable NAME, or as the flags say. The former value is still taken out of respo
 	return cmd
 }
 
-func (a *app) eventsCommand() *cobra.Command {
-	var q sandbox.EventQuery
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "events [FLAGS] SANDBOX",
-		Short: "Show what a sandbox did, or tried, on its network and with files of the host",
-		Long: `Show what a sandbox did, or tried, on its network: the names that it asked for, its
-connections, and the requests within those that were looked into. What was refused says
-why, and which flag would have allowed it. What it did with files of the host is there if
-that was refused, and with "matchlock run --file-events" if it changed them.`,
-		Args:              positional("SANDBOX"),
-		ValidArgsFunction: a.completeSandboxes(1, anyStatus),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.options().Events(cmd.Context(), args[0], q, func(e api.Event) error {
-				if asJSON {
-					return printJSON(cmd.OutOrStdout(), e)
-				}
-				_, err := fmt.Fprintln(cmd.OutOrStdout(), printable(eventText(e)))
-				return err
-			})
-		},
-	}
-	cmd.Flags().BoolVarP(&q.Follow, "follow", "f", false, "go on with what happens, until the sandbox ends")
-	cmd.Flags().BoolVar(&q.Denied, "denied", false, "only what was refused")
-	jsonFlag(cmd.Flags(), &asJSON)
-	return cmd
-}
-
-// eventText is an event on one line.
-func eventText(e api.Event) string {
-	if e.Verdict == api.Denied {
-		return "denied  " + sandbox.DenialText(e)
-	}
-	words := []string{fmt.Sprintf("%-7s %s %s", e.Verdict, e.Time.UTC().Format("2006-01-02T15:04:05Z"), e.Kind)}
-	if what := e.Target(); what != "" {
-		words = append(words, what)
-	}
-	if e.Protocol != "" {
-		words = append(words, e.Protocol)
-	}
-	if e.Method != "" {
-		words = append(words, e.Method, e.Path, strconv.Itoa(e.Status))
-	}
-	if e.Kind == api.EventFlow {
-		words = append(words, fmt.Sprintf("sent %d B, received %d B, %.1f ms", e.Sent, e.Received, e.Millis))
-		if e.Protocol == "tls" && !e.Inspected {
-			words = append(words, "not inspected")
-		}
-	}
-	if e.Kind == api.EventLost {
-		words = append(words, fmt.Sprintf("%d events are missing here", e.Lost))
-	}
-	if len(e.Secrets) > 0 {
-		words = append(words, "with "+strings.Join(e.Secrets, ", "))
-	}
-	if e.Reason != "" {
-		words = append(words, "("+e.Reason+")")
-	}
-	return strings.Join(words, " ")
-}
-
 func (a *app) portCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{

@@ -100,5 +100,8 @@ func (h Home) Disks() string { return filepath.Join(h.Cache, "disks") }
 // Templates is the folder of machines that have booted.
 func (h Home) Templates() string { return filepath.Join(h.Cache, "templates") }
 
+// Journal tells what became of sandboxes.
+func (h Home) Journal() Journal { return Journal{filepath.Join(h.State, "events.jsonl")} }
+
 // Sandboxes is the folder of the sandboxes' folders.
 func (h Home) Sandboxes() string { return filepath.Join(h.State, "sandboxes") }
