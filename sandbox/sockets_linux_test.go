@@ -75,7 +75,7 @@ func (o Options) flows(t *testing.T, ref string, n int) (flows []api.Event) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	enough := errors.New("enough")
-	err := o.Events(ctx, ref, EventQuery{Follow: true}, func(e api.Event) error {
+	err := o.Events(ctx, ref, EventQuery{Follow: true, Kinds: []api.EventKind{api.EventFlow}}, func(e api.Event) error {
 		if flows = append(flows, e); len(flows) == n {
 			return enough
 		}
