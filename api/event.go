@@ -122,6 +122,7 @@ const (
 	LifeResumed LifeAction = "resumed"
 	LifeCopied  LifeAction = "copied" // by a fork or a snapshot
 	LifeRenamed LifeAction = "renamed"
+	LifeUpdated LifeAction = "updated"
 	LifeEnded   LifeAction = "ended"
 	LifeRemoved LifeAction = "removed"
 )

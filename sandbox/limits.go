@@ -41,13 +41,26 @@ func (a *activity) idle() time.Duration {
 // limitLife sees to it that the sandbox ends when its time is up, or nobody has used it for
 // long. It returns when the sandbox ends.
 func (s *supervisor) limitLife() {
-	var ttl, look <-chan time.Time
-	if d := s.config.TTL; d > 0 {
-		timer := time.NewTimer(d)
-		defer timer.Stop()
-		ttl = timer.C
+	began := time.Now()
+	for {
+		s.mu.Lock()
+		ttl, idle := s.config.TTL, s.config.IdleTimeout
+		s.mu.Unlock()
+		if !s.awaitLimit(began, ttl, idle) {
+			return
+		}
 	}
-	idle := s.config.IdleTimeout
+}
+
+// awaitLimit returns when one of the limits, as far as there are any, is reached, or the
+// sandbox ends, or else true when others hold.
+func (s *supervisor) awaitLimit(began time.Time, ttl, idle time.Duration) (others bool) {
+	var over, look <-chan time.Time
+	if ttl > 0 {
+		timer := time.NewTimer(ttl - time.Since(began))
+		defer timer.Stop()
+		over = timer.C
+	}
 	if idle > 0 {
 		s.active.add(0)
 		// What is on the network is seen when somebody looks; an idle supervisor does so rarely.
@@ -59,10 +72,12 @@ func (s *supervisor) limitLife() {
 	for {
 		select {
 		case <-s.life.Done():
-			return
-		case <-ttl:
-			s.expire(fmt.Sprintf("its time to live of %v was over", s.config.TTL))
-			return
+			return false
+		case <-s.limitsChange:
+			return true
+		case <-over:
+			s.expire(fmt.Sprintf("its time to live of %v was over", ttl))
+			return false
 		case <-look:
 			_, paused := s.stoodStill(s.life)
 			if now := s.carried(); paused || now != carried {
@@ -71,7 +86,7 @@ func (s *supervisor) limitLife() {
 			}
 			if s.active.idle() >= idle {
 				s.expire(fmt.Sprintf("nobody used it for %v", idle))
-				return
+				return false
 			}
 		}
 	}

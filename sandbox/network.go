@@ -409,13 +409,12 @@ func (s *supervisor) rules(_ context.Context, c ruleChange) (Rules, error) {
 // start.
 func (s *supervisor) keepRules() error {
 	n := s.network
-	n.mu.Lock() // until it is written: of two changes at once the last is kept
+	n.mu.Lock() // until it is kept, as in keepConfig
 	defer n.mu.Unlock()
-	s.mu.Lock()
-	s.config.Network, s.config.Secrets, s.config.SecretIn = n.config.Network, n.config.Secrets, n.config.SecretIn
-	config := s.config
-	s.mu.Unlock()
-	return hostfs.WriteRecord(s.dir.Path(configName), &config)
+	return s.keepConfig(func(c *api.Config) error {
+		c.Network, c.Secrets, c.SecretIn = n.config.Network, n.config.Secrets, n.config.SecretIn
+		return nil
+	})
 }
 
 func rulesOf(n *api.Network) Rules {

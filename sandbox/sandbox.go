@@ -169,8 +169,8 @@ func (o Options) New(ctx context.Context, config api.Config) (*Sandbox, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
-	if total, _ := hostMemory(); total > 0 && config.Memory > total {
-		return nil, fmt.Errorf("memory %s: the host has %s", api.FormatSize(config.Memory), api.FormatSize(total))
+	if err := fitsHost(&config); err != nil {
+		return nil, err
 	}
 	if o.Name != "" {
 		if err := state.CheckName(o.Name); err != nil {
@@ -186,6 +186,14 @@ func (o Options) New(ctx context.Context, config api.Config) (*Sandbox, error) {
 		return nil, errors.Join(err, s.close())
 	}
 	return sandboxOf(s.id, s), nil
+}
+
+// fitsHost tells whether the host has the memory for a machine.
+func fitsHost(c *api.Config) error {
+	if total, _ := hostMemory(); total > 0 && c.Memory > total {
+		return fmt.Errorf("memory %s: the host has %s", api.FormatSize(c.Memory), api.FormatSize(total))
+	}
+	return nil
 }
 
 // withWholePaths has a configuration name files of the host from the root on: it may

@@ -25,6 +25,7 @@ const (
 	methodUsage    = "usage"    // → api.Usage
 	methodRename   = "rename"   // renameParams
 	methodPause    = "pause"    // pauseParams
+	methodUpdate   = "update"   // Change
 	methodRun      = "run"      // Background
 	methodRules    = "rules"    // ruleChange → Rules
 	methodSecret   = "secret"   // secretChange
@@ -101,6 +102,7 @@ var codes = map[string]error{
 	"not_found":         ErrNotFound,
 	"no_network":        ErrNoNetwork,
 	"not_running":       ErrNotRunning,
+	"running":           ErrRunning,
 	"paused":            ErrPaused,
 	"unsupported":       errors.ErrUnsupported,
 	"timeout":           ErrTimeout,
@@ -151,6 +153,7 @@ func (s *supervisor) serve() error {
 			methodRename: withParams(func(ctx context.Context, p renameParams) error { return s.rename(ctx, p.Name) }),
 			methodPause:  withParams(func(ctx context.Context, p pauseParams) error { return s.pause(ctx, p.Paused) }),
 			methodRun:    withParams(s.run),
+			methodUpdate: withParams(s.update),
 			methodSecret: withParams(s.changeSecret),
 			methodRules: func(ctx context.Context, c *control.Call) (any, error) {
 				var p ruleChange

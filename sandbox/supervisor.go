@@ -73,6 +73,9 @@ type supervisor struct {
 	dying    <-chan error // of a machine that is killed; nil: none is
 	err      error        // of close
 
+	keeping      sync.Mutex    // of keepConfig
+	limitsChange chan struct{} // has limitLife look at the configuration
+
 	mu      sync.Mutex
 	asked   bool   // somebody wants it to end
 	again   bool   // it has ended, and holds its folder to be restarted
@@ -93,7 +96,7 @@ type supervisor struct {
 var errStopped = errors.New("the sandbox was stopped")
 
 func newSupervisor(o Options, config api.Config) *supervisor {
-	s := &supervisor{options: o.withDefaults(), config: config, log: o.Logger}
+	s := &supervisor{options: o.withDefaults(), config: config, log: o.Logger, limitsChange: make(chan struct{}, 1)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler) // until there is a log
 	}
@@ -134,9 +137,7 @@ func (s *supervisor) start(ctx context.Context, dir *state.Dir) error {
 		how = "by its restart policy"
 	}
 	s.tell(api.LifeStarted, how, nil)
-	if s.config.TTL > 0 || s.config.IdleTimeout > 0 {
-		go s.limitLife()
-	}
+	go s.limitLife()
 	return nil
 }
 

@@ -133,7 +133,7 @@ use instead of those that are found.`,
 	root.AddCommand(
 		a.runCommand(), a.psCommand("ps"), a.execCommand(), a.shellCommand(), a.attachCommand(), a.logsCommand(), a.cpCommand(),
 		a.inspectCommand(), a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.snapshotCommand(), a.waitCommand(), a.killCommand(), a.stopCommand(), a.startCommand(), a.restartCommand(),
-		a.renameCommand(), a.removeCommand(), a.pruneCommand(), a.gcCommand(),
+		a.renameCommand(), a.updateCommand(), a.removeCommand(), a.pruneCommand(), a.gcCommand(),
 		a.initCommand(), a.trustCommand(),
 		a.pullCommand(), a.imageCommand(), a.warmCommand(), a.cacheCommand(), a.volumeCommand(), a.workspaceCommand(),
 		a.statsCommand(), a.topCommand(), a.eventsCommand(), a.allowListCommand(), a.policyCommand(), a.secretCommand(), a.portCommand(), a.portForwardCommand(),

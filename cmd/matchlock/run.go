@@ -140,7 +140,7 @@ the one that runs in it, or COMMAND beside what runs.`,
 		fs.BoolVar(&f.timing, "timing", false, "tell how long each phase took, and how much code was translated for it")
 	})
 	completeImageFlags(cmd)
-	complete(cmd, "restart", string(api.RestartNo), string(api.RestartOnFailure), string(api.RestartAlways))
+	completeRestart(cmd)
 	completeNetworkFlags(cmd)
 	cmd.RegisterFlagCompletionFunc("volume", a.completeVolumeFlag)
 	cmd.RegisterFlagCompletionFunc("snapshot", a.completeSnapshots(-1))
