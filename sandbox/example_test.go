@@ -404,3 +404,79 @@ func ExampleSandbox_Policy() {
 	// name allowed
 	// request allowed
 }
+
+// Requests and responses pass through functions of the program, on this host.
+func ExampleHook() {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Header.Get("X-Team"), " asks") }))
+	defer server.Close()
+	host := fmt.Sprintf("api.test:%d", netip.MustParseAddrPort(server.Listener.Addr().String()).Port())
+	rules, err := api.ParseRules(host)
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	ctx := context.Background()
+	options := sandbox.Options{Hooks: []sandbox.Hook{{
+		Name: "reads only",
+		Before: func(_ context.Context, r *sandbox.Request) error {
+			if r.Method != http.MethodGet {
+				return errors.New("only GET")
+			}
+			r.Header.Set("X-Team", "blue")
+			return nil
+		},
+		After: func(_ context.Context, r *sandbox.Response) error {
+			fmt.Println(r.Request.Method, r.Request.Path, r.Status)
+			return nil
+		},
+	}}}
+	config := api.Config{Image: "busybox"}
+	config.Network.Allow = rules
+	config.Network.Resolve = []api.HostIPMapping{{Host: "api.test", IP: "127.0.0.1"}} // only for this example
+	sb, err := options.New(ctx, config)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sb.Close()
+
+	out, err := sb.Command(ctx, "wget", "-qO-", "http://"+host+"/jobs").Output()
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s\n", out)
+	out, _ = sb.Command(ctx, "wget", "-O-", "--post-data=x", "http://"+host+"/jobs").CombinedOutput()
+	fmt.Println(strings.Contains(string(out), "403 Forbidden"))
+	// Output:
+	// GET /jobs 200
+	// blue asks
+	// true
+}
+
+// What the guest does with the files of a mount passes through functions of the program.
+func ExampleFileHook() {
+	ctx := context.Background()
+	options := sandbox.Options{FileHooks: []sandbox.FileHook{{
+		Ops:  []api.FileOp{api.FileDelete},
+		Path: "*.lock",
+		Before: func(_ context.Context, op *sandbox.FileOp) error {
+			fmt.Println("asked to", op.Kind, op.Path)
+			return errors.New("locks stay")
+		},
+	}}}
+	sb, err := options.New(ctx, api.Config{
+		Image:  "busybox",
+		Mounts: []api.Mount{{Target: "/work", Mode: api.MountMemory}},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sb.Close()
+
+	out, err := sb.Command(ctx, "sh", "-c", "cd /work; touch a.lock b; rm a.lock b; ls").CombinedOutput()
+	fmt.Printf("%s%v\n", out, err)
+	// Output:
+	// asked to delete a.lock
+	// rm: can't remove 'a.lock': Permission denied
+	// a.lock
+	// <nil>
+}

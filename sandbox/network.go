@@ -116,7 +116,7 @@ func openNetwork(ctx context.Context, config *api.Config, past networkRecord, gi
 	}
 	options := intercept.Options{
 		Policy: n.policy, Names: table, Resolver: resolver, Secrets: n.secrets, CA: n.ca, Gateway: gateway,
-		Hooks: config.Network.Hooks, Callbacks: o.Hooks, Event: events.add, Logger: o.Logger,
+		Hooks: config.Network.Hooks, Callbacks: callbacks(o.Hooks), Event: events.add, Logger: o.Logger,
 	}
 	if options.UpstreamRoots, err = upstreamRoots(config.Network.UpstreamCA); err != nil {
 		return nil, err
@@ -429,7 +429,3 @@ type (
 
 func (f tcpFlow) Accept() (net.Conn, error) { return f.TCPFlow.Accept() }
 func (f udpFlow) Accept() (net.Conn, error) { return f.UDPFlow.Accept() }
-
-// Hook judges or changes requests or responses, as the hooks of a configuration do,
-// by a function of this process.
-type Hook = intercept.Callback

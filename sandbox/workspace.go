@@ -226,21 +226,12 @@ func (s *supervisor) openTree(t *tree, i int, from *bundle) (workspace.FS, error
 	return nil, errors.Join(err, offered.Close())
 }
 
-// FileHook judges what the guest does with files of one mount, or is told of it.
-type FileHook struct {
-	Mount string // where the mount is in the guest; empty: all mounts
-	workspace.Hook
-}
-
-// FileOp is an operation on a file, as a FileHook sees it. Paths are those in the mount.
-type FileOp = workspace.Op
-
 // judge has what is done with a tree be judged, and told, where that is asked for.
 func (s *supervisor) judge(target string, offered workspace.FS) (workspace.FS, error) {
 	o := workspace.HookOptions{Rules: s.config.FileRules}
 	for _, h := range s.options.FileHooks {
 		if h.Mount == "" || path.Clean(h.Mount) == target {
-			o.Hooks = append(o.Hooks, h.Hook)
+			o.Hooks = append(o.Hooks, h.hook())
 		}
 	}
 	if len(o.Rules)+len(o.Hooks) == 0 && !s.config.FileEvents {

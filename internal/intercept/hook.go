@@ -24,8 +24,9 @@ const (
 	askTime = 5 * time.Second
 )
 
-// Callback is a hook in this process. It is asked after those of the options, with
-// what they have made of it. An error, a panic, or no answer in time blocks.
+// Callback is a hook in this process: what package sandbox calls a Hook, and explains. It is
+// asked after those of the options, with what they have made of it. An error, a panic, or no
+// answer in time blocks.
 type Callback struct {
 	Name    string
 	Hosts   []string      // names, or "*.suffix"; none: all
