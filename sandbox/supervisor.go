@@ -93,7 +93,7 @@ type supervisor struct {
 }
 
 // errStopped is why what runs ends when somebody stops the sandbox.
-var errStopped = errors.New("the sandbox was stopped")
+var errStopped = fmt.Errorf("the sandbox was stopped: %w", ErrNotRunning)
 
 func newSupervisor(o Options, config api.Config) *supervisor {
 	s := &supervisor{options: o.withDefaults(), config: config, log: o.Logger, limitsChange: make(chan struct{}, 1)}
