@@ -108,8 +108,8 @@ type PullPolicy string
 // The pull policies.
 const (
 	PullMissing PullPolicy = "missing" // when the store does not have it
-	PullAlways  PullPolicy = "always"
-	PullNever   PullPolicy = "never"
+	PullAlways  PullPolicy = "always"  // whether the name means another image by now
+	PullNever   PullPolicy = "never"   // what the store does not have is not found
 )
 
 // Disk is a disk image of the host in the guest: raw ext4.
@@ -121,9 +121,9 @@ type Disk struct {
 
 // Defaults of Config, and its limits.
 const (
-	DefaultMemory   = 512 << 20
-	DefaultDiskSize = 5 << 30
-	MinDiskSize     = 64 << 20
+	DefaultMemory   = 512 << 20 // Config.Memory, in bytes
+	DefaultDiskSize = 5 << 30   // Config.DiskSize, in bytes
+	MinDiskSize     = 64 << 20  // of it, in bytes
 
 	// MinMemory leaves programs 17 MiB. Linux 6.1 of Debian boots with 84 MiB, with
 	// two processors and eight layers it needs 90; in less it panics.

@@ -18,8 +18,9 @@ import (
 )
 
 // Cmd is a command of a sandbox, in preparation, running or ended, shaped like
-// os/exec's. The exported fields are read by Start and not after; Signal and
-// Resize may be called by several goroutines at once. A Cmd runs once.
+// os/exec's. The exported fields are read by Start and not after. Once Start has
+// returned, Signal, Resize and Wait may be called by several goroutines at once. A Cmd runs
+// once, and one that was started is to be waited for.
 type Cmd struct {
 	// Args is the argument vector. Args[0] is looked up in the guest's PATH unless
 	// it has a slash. No shell has a part in it.
@@ -33,18 +34,20 @@ type Cmd struct {
 	// User is name, uid, uid:gid or name:group. Empty: the sandbox's user.
 	User string
 
-	// Stdin is the command's input; nil is an empty one. When the command ends, a
-	// Read that still waits is not waited for, and what it brings is lost.
+	// Stdin is the command's input; nil is an empty one. Its end is the command's; an
+	// error of it is Wait's if there is no other. When the command ends, a Read that still
+	// waits is not waited for, and what it brings is lost.
 	Stdin io.Reader
 	// Stdout and Stderr take the output as it comes, from one goroutine; nil drops
-	// it. The same writer for both keeps the order of what is written.
+	// it. The same writer for both keeps the order of what is written. While a Write
+	// takes its time the command waits: nothing is lost, nor held in memory.
 	Stdout, Stderr io.Writer
 
 	// Timeout, if positive, bounds the command's life: then it is sent its sandbox's
 	// stop signal, 2 s later killed, and Wait returns ErrTimeout.
 	Timeout time.Duration
-	// Tty gives the command a terminal: its input is typed, all output is Stdout,
-	// the end of Stdin is ^D.
+	// Tty gives the command a terminal, of 24 rows and 80 columns until Resize: its
+	// input is typed, all output is Stdout, the end of Stdin is ^D.
 	Tty bool
 	// OpenStdin, for the first command, is an input that never ends in the place of
 	// Stdin: what is typed by whoever attaches to the sandbox.
@@ -80,9 +83,9 @@ const (
 	defaultCols = 80
 )
 
-// Command returns a command that runs in the sandbox. When ctx ends while it
-// runs, its process group gets SIGTERM and 2 s later SIGKILL, and Wait returns
-// ctx's error.
+// Command returns a command to run in the sandbox; Start or what calls it starts it. When
+// ctx ends while it runs, its process group gets SIGTERM and 2 s later SIGKILL, and
+// Wait returns ctx's error. Several may run at once.
 func (s *Sandbox) Command(ctx context.Context, name string, args ...string) *Cmd {
 	return &Cmd{Args: append([]string{name}, args...), sandbox: s, ctx: ctx, rows: defaultRows, cols: defaultCols}
 }
@@ -351,7 +354,8 @@ func (b *collector) orError(err error) error {
 	return err
 }
 
-// Signal sends a signal to the command's process group.
+// Signal sends a signal to the command's process group. The number is that of this
+// host's system for the signal; the guest gets Linux's.
 func (c *Cmd) Signal(sig syscall.Signal) error {
 	number, err := linuxSignal(sig)
 	if err != nil {
@@ -363,7 +367,8 @@ func (c *Cmd) Signal(sig syscall.Signal) error {
 	return c.session.Signal(number)
 }
 
-// Resize sets the size of the command's terminal, before Start or while it runs.
+// Resize sets the size of the command's terminal, in characters, before Start or while
+// it runs.
 func (c *Cmd) Resize(rows, cols uint16) error {
 	if c.session == nil {
 		c.rows, c.cols = rows, cols
@@ -375,11 +380,12 @@ func (c *Cmd) Resize(rows, cols uint16) error {
 // maxExitStderr is how much of the standard error an ExitError holds.
 const maxExitStderr = 32 << 10
 
-// ExitError is a command that did not succeed.
+// ExitError is a command that did not succeed: it ended with another status than 0, or
+// could not be started in the guest.
 type ExitError struct {
 	Code   int    // its exit status, 128+Signal, or 126 or 127 if it was not started
 	Signal int    // Linux's number of the signal that ended it, or 0
-	Stderr []byte // see Cmd.Output
+	Stderr []byte // the end of it, at most 32 KiB: see Cmd.Output
 	Err    error  // why it was not started, or nil
 }
 

@@ -11,13 +11,15 @@ import (
 	"github.com/matchlock/matchlock/vm"
 )
 
-// What callers branch on. The errors returned say more than these do.
+// What callers branch on, by errors.Is. The errors returned say more than these do.
 var (
-	// ErrNotFound says that there is no such image, sandbox, snapshot or volume.
+	// ErrNotFound says that there is no such image, sandbox, snapshot, volume, rule or
+	// secret.
 	ErrNotFound = errors.New("not found")
 	// ErrNoCommand says that neither the configuration nor the image names a command.
 	ErrNoCommand = errors.New("no command to run")
-	// ErrNoHelper says that the guest's /init, which the program matchlock brings, is not to be had.
+	// ErrNoHelper says that the guest's /init, which the program matchlock brings, is not to
+	// be had: see Options.Helper.
 	ErrNoHelper = errors.New("no guest binary")
 	// ErrDiskInUse says that a sandbox has a volume, or a disk of the user's, already.
 	ErrDiskInUse = errors.New("in use by a sandbox")
@@ -35,8 +37,11 @@ var (
 	ErrVolumeTaken = errors.New("there is one already")
 	// ErrNoNetwork says that the sandbox has no network.
 	ErrNoNetwork = errors.New("it has no network")
-	// ErrTimeout says that the first command was ended because Config.Timeout ran out.
+	// ErrTimeout says that a command was ended because its Cmd.Timeout ran out, which of
+	// the first one is Config.Timeout.
 	ErrTimeout = errors.New("timeout")
+	// ErrTooLarge says that more would have to be held in memory than the method may.
+	ErrTooLarge = vm.ErrTooLarge
 )
 
 // ImageError is an image that could not be had. It is ErrNotFound where there

@@ -228,8 +228,11 @@ func (q *EventQuery) fits(e api.Event) bool {
 	return e.Kind == api.EventLost || !e.Time.Before(q.Since) && (!q.Denied || e.Verdict == api.Denied) && (len(q.Kinds) == 0 || slices.Contains(q.Kinds, e.Kind))
 }
 
-// Events yields what happened to the sandbox and on its network since it was made, and what
-// happens until it ends.
+// Events yields what became of the sandbox and what happened on its network since it was
+// made, with what it was denied of files, and goes on with what happens until it ends. It
+// may be ranged over again, and by several goroutines, each of which sees all; one that is slow
+// holds up nobody, but misses what the log does not have any more. An error is the last
+// that is yielded; the end of ctx is one.
 func (s *Sandbox) Events(ctx context.Context) iter.Seq2[api.Event, error] {
 	return func(yield func(api.Event, error) bool) {
 		stopped := errors.New("no more events are wanted")

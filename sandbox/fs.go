@@ -16,9 +16,11 @@ import (
 	"github.com/matchlock/matchlock/vm"
 )
 
-// FS is a guest's files, read and written as its root. It is an fs.FS, with
-// what package os has for writing beside it. Its methods may be called by
-// several goroutines at once; their errors are *fs.PathError.
+// FS is a guest's files, read and written as its root. It is an fs.FS (with
+// fs.ReadDirFS, fs.ReadFileFS, fs.ReadLinkFS and fs.StatFS), with what package os has
+// for writing beside it. Its methods may be called by several goroutines at once, the
+// files that Open returns by one. Errors of methods with a name are *fs.PathError; what
+// is not there is fs.ErrNotExist.
 //
 // Methods with a context take absolute paths of the guest, or of the host;
 // methods without one take names as package io/fs has them: "etc/os-release",
@@ -142,7 +144,7 @@ func (f *FS) ReadDir(name string) ([]fs.DirEntry, error) {
 }
 
 // ReadFile returns what a regular file of at most 64 MiB holds; of a larger one
-// the error is vm.ErrTooLarge, and Open is the way to read it.
+// the error is ErrTooLarge, and Open is the way to read it.
 func (f *FS) ReadFile(name string) ([]byte, error) {
 	p, err := guestPath("read", name)
 	if err != nil {

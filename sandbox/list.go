@@ -126,7 +126,7 @@ type Inspection struct {
 	JailMissing []string `json:"jail_missing,omitempty"`
 }
 
-// Redacted takes the place of what is not shown.
+// Redacted takes the place of what an Inspection does not show.
 const Redacted = "[redacted]"
 
 // Inspect returns all that there is to know of a sandbox, running or not.

@@ -333,7 +333,8 @@ type Rules struct {
 	Deny  []api.Rule `json:"deny"`
 }
 
-// Policy is what a sandbox that runs may reach. It may be changed.
+// Policy is what a sandbox that runs may reach. It may be changed, by several goroutines
+// and processes at once.
 type Policy struct{ keeper keeper }
 
 // Policy returns that of the sandbox.

@@ -21,7 +21,9 @@ import (
 )
 
 // Overlay is what a sandbox has changed in a folder of the host that it has as an
-// overlay, and the host has not. It may run, or be stopped.
+// overlay, and the host has not. The sandbox may run, or be stopped: then it must have
+// been kept. Methods may be called by several goroutines at once; a sandbox or a mount
+// that there is not is their error.
 type Overlay struct {
 	options Options
 	ref     string
@@ -32,11 +34,13 @@ type Overlay struct {
 // there is.
 func (o Options) Overlay(ref, target string) *Overlay { return &Overlay{o, ref, target} }
 
-// ApplyOptions say what Overlay.Apply does that it refuses otherwise.
+// ApplyOptions say what Overlay.Apply does that it refuses otherwise: with Unsafe,
+// changes that are a danger, and with Force, those in conflict with what the host has
+// changed since. See api.FileChange.
 type ApplyOptions = workspace.ApplyOptions
 
-// RefusedError is an error of Overlay.Apply: nothing was applied, for of these changes
-// each is a danger or in conflict with the host.
+// RefusedError is an error of Overlay.Apply: nothing was applied, for of its Changes, a
+// []api.FileChange, each is a danger or in conflict with the host.
 type RefusedError = workspace.RefusedError
 
 // overlayCall is one of an overlay's methods, to be called where the overlay is open.

@@ -33,15 +33,20 @@ func ApplyPolicy(config *api.Config, path string, presets []string) error {
 	return document.Merge(config)
 }
 
-// Explanation says what would become of a connection, and why; Verdict is of one
-// step of it.
 type (
+	// Explanation says what would become of a connection: its Name or Address, Port and
+	// Protocol; Allow, for all of it; the verdicts, of the name in Resolved, of the flow in
+	// Flow, of each address that is known in Dials; whether TLS would be Terminated or is
+	// Spliced; and the names of the Secrets and Hooks that are about it.
 	Explanation = policy.Explanation
-	Verdict     = policy.Verdict
+	// Verdict is of one step: Allow, the Rule that decided if one did, else the Reason, and
+	// as Hint the flag that would allow it.
+	Verdict = policy.Verdict
 )
 
-// Explain says what would become of a connection to a URL, or NAME:PORT, by a
-// configuration's rules. It resolves nothing and sends nothing.
+// Explain says what would become of a connection to a URL, or to HOST[:PORT][/tcp|/udp],
+// by a configuration's rules. Without a port it is 443. It resolves nothing and sends
+// nothing.
 func Explain(config api.Config, target string) (Explanation, error) {
 	p, err := policy.Compile(&config)
 	if err != nil {

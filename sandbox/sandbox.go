@@ -1,30 +1,3 @@
-// Package sandbox is matchlock as a Go library: how does a program get a Linux
-// machine of its own, made from a container image, and run commands in it?
-//
-//	sb, err := sandbox.New(ctx, api.Config{Image: "debian:12"})
-//	if err != nil {
-//		return err
-//	}
-//	defer sb.Close()
-//	out, err := sb.Command(ctx, "uname", "-a").Output()
-//
-// A sandbox is a microVM: its kernel is its own, its files are the image's with
-// a disk for what is written over them, and it ends, files and all, with Close
-// or with the process that made it. There is no daemon.
-//
-// The process that made a sandbox is its supervisor, and any other process of
-// the same user can reach it meanwhile: Attach gives it a Sandbox too, List finds
-// them. A sandbox made with Options.Keep leaves its folder when it ends, and
-// Options.Start makes it run again, its disk as it was.
-//
-// A sandbox that runs can be copied, with its processes and their memory: Fork
-// makes copies, Snapshot keeps one, and Options.Restore goes on from it.
-//
-// The package joins the parts and owns what they acquire; it does not itself
-// fetch images, speak to hypervisors or know the guest's protocol.
-//
-// An error whose way out is known has, somewhere in its chain, a method
-// Hint() string with a phrase for the user.
 package sandbox
 
 import (
@@ -50,7 +23,11 @@ import (
 )
 
 // Options say how sandboxes are made on this host. The zero value takes
-// everything from the environment and from where matchlock is installed.
+// everything from the environment and from where matchlock is installed. Options
+// are a value, which methods do not change and several goroutines may use.
+//
+// Where a method takes ref, that is a sandbox's name, its id, or the beginning of its id,
+// looked up in that order; one that there is not is ErrNotFound.
 type Options struct {
 	// Home is the folder of all that matchlock keeps. Empty: MATCHLOCK_HOME, else
 	// the folders of the XDG base directory specification.
@@ -73,7 +50,8 @@ type Options struct {
 	// Cold boots the guest, and neither uses nor makes a template of one that has
 	// booted.
 	Cold bool
-	// Backend takes the place of QEMU.
+	// Backend takes the place of QEMU. It is for tests: what a sandbox needs of a machine
+	// beyond vm.Machine, backends of other modules cannot have so far.
 	Backend vm.Backend
 	// Name is the sandbox's, of [a-z0-9_.-]; empty: one is made up.
 	Name string
@@ -116,7 +94,12 @@ type Progress struct {
 
 // Sandbox is a microVM that runs: one that this process made and looks after, or
 // one of another process that this one is attached to. Its methods may be called
-// by several goroutines at once.
+// by several goroutines at once. Who has one calls Close in the end.
+//
+// It ends when the configuration's TTL or IdleTimeout has passed, when another process
+// stops it, or when its guest dies. Wait tells of that, and what needs the guest is
+// ErrNotRunning then. That its first command has ended is no end of it: who wants that,
+// as the program matchlock does, waits for Main and closes.
 type Sandbox struct {
 	id     string
 	keeper keeper
@@ -163,8 +146,10 @@ func New(ctx context.Context, config api.Config) (*Sandbox, error) {
 }
 
 // New makes a sandbox and returns when it is ready for commands; the first
-// command of the configuration is not started: see Sandbox.Main. ctx bounds the
-// making only. An error leaves nothing behind.
+// command of the configuration is not started: see Sandbox.Main. An image that is
+// not there is pulled, as Config.Pull says. ctx bounds the making only. An error
+// leaves nothing behind; it is what config.Validate says, an *ImageError,
+// ErrNameTaken, ErrNoHelper, ErrDiskInUse, or another.
 func (o Options) New(ctx context.Context, config api.Config) (*Sandbox, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
@@ -310,22 +295,26 @@ func (o Options) home() (home state.Home, err error) {
 // ID is the sandbox's id: 12 characters of [a-z0-9].
 func (s *Sandbox) ID() string { return s.id }
 
-// Info tells what is known of the sandbox.
+// Info tells what is known of the sandbox: its name, its state, its ports. The maker
+// can ask after its end, too.
 func (s *Sandbox) Info(ctx context.Context) (api.Info, error) { return s.keeper.info(ctx) }
 
-// Wait returns when the sandbox has ended, with what is known of it then. Of another
-// process's sandbox it is the end after which that is not restarted.
+// Wait returns when the sandbox has ended, by itself or by Stop or Close, with what is
+// known of it then: how the first command ended, and what went wrong. That something
+// did is no error of Wait. Of another process's sandbox it is the end after which that is
+// not restarted.
 func (s *Sandbox) Wait(ctx context.Context) (api.Info, error) { return s.keeper.wait(ctx) }
 
 // Stop ends the sandbox as its first command would like it: that is sent its
 // stop signal and, when grace has passed, killed; then the disks are synced. It
-// returns when the sandbox has ended, which does not remove one that is kept.
+// returns when the sandbox has ended, which does not remove one that is kept. To stop
+// what has ended is no error.
 func (s *Sandbox) Stop(ctx context.Context, grace time.Duration) error {
 	return s.keeper.stop(ctx, grace)
 }
 
-// Signal sends a signal, by its Linux number, to the first command's process
-// group.
+// Signal sends a signal, by its Linux number (see ParseSignal), to the first
+// command's process group. It is ErrNoCommand where that was not started.
 func (s *Sandbox) Signal(ctx context.Context, number int) error { return s.keeper.signal(ctx, number) }
 
 // Rename gives the sandbox another name; one that is taken is ErrNameTaken.
@@ -342,27 +331,31 @@ func (s *Sandbox) Resume(ctx context.Context) error { return s.keeper.pause(ctx,
 
 // Background is a command that the sandbox's supervisor runs on its own account.
 // Its output goes to the sandbox's log, its input is empty.
+//
+// Its fields are those of a Cmd, Env by name.
 type Background struct {
 	Args []string          `json:"args"`
 	Dir  string            `json:"dir,omitempty"`
 	Env  map[string]string `json:"env,omitempty"`
 	User string            `json:"user,omitempty"`
 	Tty  bool              `json:"tty,omitempty"`
-	// Timeout, if not zero, ends it.
+	// Timeout, if positive, bounds its life.
 	Timeout time.Duration `json:"timeout,omitempty"`
 }
 
-// Run starts a command in the background and returns when it runs. It goes on
-// when this process is gone, as long as the sandbox does.
+// Run starts a command in the background and returns when it runs; one that cannot be
+// started is an *ExitError, as of Cmd.Start. It goes on when who is attached is gone, as
+// long as the sandbox does. How it ends is told to nobody.
 func (s *Sandbox) Run(ctx context.Context, c Background) error { return s.keeper.run(ctx, c) }
 
 // FS returns the files of the sandbox as its root sees them. ctx bounds all that
-// is done with them.
+// is done by those methods of FS that take none of their own. To make one costs nothing.
 func (s *Sandbox) FS(ctx context.Context) *FS { return newFS(ctx, s.client) }
 
 // DialContext connects to a TCP port of the guest's loopback, for http.Transport
 // and its like: network is "tcp", address "localhost:8080". What listens on other
-// addresses of the guest only is not reached.
+// addresses of the guest only is not reached. ctx bounds the dialling only; the
+// connection has deadlines and CloseWrite as one of TCP has. Errors are *net.OpError.
 func (s *Sandbox) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	port, err := guestPort(network, address)
 	if err == nil {
@@ -426,5 +419,5 @@ func (s *Sandbox) Restart(ctx context.Context) (*Sandbox, error) {
 // Close ends a sandbox that this process made and, unless it is kept, removes
 // all that was made for it. What runs in it is killed; disks that stay are synced
 // first. A sandbox that this process is attached to is only let go. It may be
-// called again.
+// called again, and while other methods are at work, which return ErrNotRunning then.
 func (s *Sandbox) Close() error { return s.keeper.close() }

@@ -27,8 +27,10 @@ import (
 )
 
 // Saved is a sandbox at one moment, its processes, their memory and its disk
-// among it. Any number of sandboxes can go on from there: see Options.Restore. It
-// is files that are open, in memory for the most part, until Close.
+// among it. Any number of sandboxes can go on from there, by Options.Restore, which
+// several goroutines may call with it at once. It is files that are open, in memory for
+// the most part, until Close; until then it takes as much of the host's memory as the
+// guest has in use.
 type Saved struct {
 	record  savedRecord
 	machine *vm.Snapshot
@@ -85,8 +87,9 @@ const (
 )
 
 // Fork makes n copies of the sandbox that go on from this moment, as Save and
-// Options.Restore do. The caller is their supervisor, and they end with it. All of
-// them are made, or none.
+// Options.Restore do. The caller is their supervisor, and they end with it; each is
+// to be closed. All of them are made, or none. A sandbox that writes to a volume or a
+// disk of the user's is errors.ErrUnsupported; SaveWithDisks and Restore copy that.
 func (s *Sandbox) Fork(ctx context.Context, n int) ([]*Sandbox, error) {
 	if n < 1 {
 		return nil, fmt.Errorf("fork: %d copies", n)

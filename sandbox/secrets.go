@@ -111,7 +111,8 @@ type secretChange struct {
 	Value []byte `json:"value,omitempty"`
 }
 
-// Secrets are those of a sandbox that runs.
+// Secrets are those of a sandbox that runs. Several goroutines and processes may change
+// them at once.
 type Secrets struct{ keeper keeper }
 
 // Secrets returns those of the sandbox.

@@ -1,9 +1,24 @@
 // Package vm is the contract between a sandbox and whatever runs its virtual
-// machine: a Backend makes a Machine out of a VMConfig. Backends live in
+// machine: a [Backend] makes a [Machine] out of a [VMConfig]. Backends live in
 // internal/qemu and its siblings; what is said here holds for all of them and
-// is tested by vm/vmtest.
+// is tested by vm/vmtest, whose conformance suite takes any Backend.
 //
-// The package starts nothing itself, and it knows neither images nor policy.
+//	m, err := backend.Create(ctx, &vm.VMConfig{ID: "box", RootfsPath: "rootfs.ext4"})
+//	if err != nil {
+//		return err
+//	}
+//	defer m.Close(ctx)
+//	if err := m.Start(ctx); err != nil {
+//		return err
+//	}
+//	result, err := m.Exec(ctx, "uname -a", nil)
+//
+// A machine is made, started once, and ends by Stop, by Close, or with the process that
+// made it. What not every backend can do is an interface of its own, asked for by a type
+// assertion: [InteractiveMachine], [VsockDialer], [Booter], [Pauser], [Snapshotter].
+//
+// The package starts nothing itself, and it knows neither images nor policy: programs
+// that want a sandbox use package sandbox.
 package vm
 
 import (
