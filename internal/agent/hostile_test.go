@@ -54,6 +54,15 @@ var requests = map[string]func(context.Context, *Client) error{
 			return err
 		})
 	},
+	"layer": func(ctx context.Context, c *Client) error {
+		r, err := c.ReadLayer(ctx, true)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		_, err = io.Copy(io.Discard, r)
+		return err
+	},
 	"write tree": func(ctx context.Context, c *Client) error {
 		return c.WriteTree(ctx, "/f", func(put func(Node, io.Reader) error) error {
 			return put(Node{Path: "file", Mode: 0o100644}, strings.NewReader("content"))
@@ -124,6 +133,10 @@ func TestHostileGuest(t *testing.T) {
 		"mkdir: other answer":   {"mkdir", frames(frameData, "x"), "impossible answer"},
 		"write tree: answer":    {"write tree", frames(frameNode, folder(".")), "impossible answer"},
 		"write tree: none":      {"write tree", nil, "EOF"},
+		"layer: cut":            {"layer", frames(frameData, "x"), "EOF"},
+		"layer: empty data":     {"layer", frames(frameData, "x", frameData, ""), "impossible answer"},
+		"layer: other answer":   {"layer", frames(frameNode, folder(".")), "impossible answer"},
+		"layer: fails":          {"layer", frames(frameData, "x", frameFailed, "\x00\x01x"), "x"},
 		"tree: nothing":         {"read tree", frames(frameEnd, ""), "impossible answer"},
 		"tree: no node":         {"read tree", frames(frameData, "x"), "impossible answer"},
 		"tree: malformed":       {"read tree", frames(frameNode, "\x01."), "too early"},

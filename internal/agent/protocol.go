@@ -41,6 +41,7 @@ const (
 	requestWriteTree            // path of the folder; then a tree
 	requestRunning              // –
 	requestResume               // id, whether there is an input; then as requestExec
+	requestReadLayer            // whether user code stands still meanwhile; data …, end follow
 )
 
 // Frames that follow, host to guest.

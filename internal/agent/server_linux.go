@@ -32,6 +32,8 @@ type Server struct {
 	ready    *pipes     // of the next command; nil: none are
 	root     *knownRoot // nil: not known
 	sockets  []*socket  // that lead to the host, by their numbers
+
+	layer *Layer // nil: there is none
 }
 
 // NewServer returns a server whose commands are started by starter, with env as
@@ -191,6 +193,8 @@ func (s *Server) ServeConn(conn net.Conn) {
 		err = s.readTree(conn, d)
 	case requestWriteTree:
 		err = s.writeTree(in, out, d)
+	case requestReadLayer:
+		err = s.readLayer(conn, d)
 	default:
 		err = errors.New("unknown request")
 	}
