@@ -32,14 +32,16 @@ const identityDir = "/run/matchlock"
 // bootIDPath is where the kernel tells by which no two boots are the same.
 const bootIDPath = "/proc/sys/kernel/random/boot_id"
 
+// identityPlaces are where the files are mounted.
+var identityPlaces = [...]string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/etc/machine-id", bootIDPath}
+
 // makeIdentity makes the files.
 func makeIdentity() (id identity, err error) {
 	if err := (mount{"tmpfs", identityDir, "tmpfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=755,size=1m"}).do(); err != nil {
 		return id, err
 	}
-	for place, file := range map[string]**os.File{
-		"/etc/hostname": &id.hostname, "/etc/hosts": &id.hosts, "/etc/resolv.conf": &id.resolv, "/etc/machine-id": &id.machineID, bootIDPath: &id.bootID,
-	} {
+	for i, file := range []**os.File{&id.hostname, &id.hosts, &id.resolv, &id.machineID, &id.bootID} {
+		place := identityPlaces[i]
 		made := filepath.Join(identityDir, filepath.Base(place))
 		if *file, err = os.OpenFile(made, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
 			return id, err

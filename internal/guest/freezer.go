@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -65,5 +66,52 @@ func (f freezer) thaw() error {
 	if _, err := f.control.WriteAt([]byte("0"), 0); err != nil {
 		return fmt.Errorf("thaw: %w", err)
 	}
+	return nil
+}
+
+// stillness has user code stand still as long as anybody wants it to. Nothing is started
+// meanwhile either.
+type stillness struct {
+	starter *starter
+	freezer freezer
+
+	mu      sync.Mutex
+	holders int
+}
+
+func newStillness(s *starter) (*stillness, error) {
+	f, err := openFreezer(s.cgroup)
+	if err != nil {
+		return nil, err
+	}
+	return &stillness{starter: s, freezer: f}, nil
+}
+
+// begin returns when user code stands still. After an error it may run.
+func (s *stillness) begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.holders == 0 {
+		s.starter.hold()
+		if err := s.freezer.freeze(); err != nil {
+			s.starter.letGo()
+			return err
+		}
+	}
+	s.holders++
+	return nil
+}
+
+// end takes back one begin.
+func (s *stillness) end() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.holders == 1 {
+		if err := s.freezer.thaw(); err != nil {
+			return err
+		}
+		s.starter.letGo()
+	}
+	s.holders--
 	return nil
 }

@@ -115,15 +115,16 @@ type guest struct {
 	server   *agent.Server
 	identity identity
 	random   *os.File // the kernel's generator, for writing
-	freezer  freezer
 	files    files
 	trust    *trust // nil: nobody's certificate is to come
 
+	stillness *stillness
 	rehearsal *rehearsal // until the set-up
 
 	isPrepared, isSetUp, isBooted, isFrozen, isCopy bool
 
 	mu       sync.Mutex
+	mounts   []string      // where something was mounted that the sandbox adds
 	data     *port         // while open
 	epoch    uint64        // of the session on it
 	reopened chan struct{} // closed when the port is open again; nil: nobody waits for it
@@ -194,10 +195,17 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	if g.starter.cgroup, err = makeCgroup(params.CPUs); err != nil {
 		return err
 	}
-	if g.freezer, err = openFreezer(g.starter.cgroup); err != nil {
+	if g.stillness, err = newStillness(g.starter); err != nil {
 		return err
 	}
 	if err := g.files.prepare(); err != nil {
+		return err
+	}
+	if err := assembleRoot(params.Root); err != nil {
+		return err
+	}
+	layers, err := openLayers(params.Root)
+	if err != nil {
 		return err
 	}
 	if err := enterRoot(params); err != nil {
@@ -215,6 +223,9 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 		return err
 	}
 	g.server = agent.NewServer(g.starter, nil)
+	if layers != nil {
+		g.server.ServeLayer(&agent.Layer{Upper: layers.upper, Below: layers.below, Hold: g.hold, Ours: g.ours})
+	}
 	if err := g.confine(api.Confinement{}); err != nil {
 		return err
 	}
@@ -306,17 +317,12 @@ func (g *guest) Freeze() error {
 		return errors.New("frozen before")
 	}
 	syncDisks(g.params.Disks)
-	g.starter.hold()
-	err := g.freezer.freeze()
-	if err == nil {
-		// A copy's host answers nothing that was asked of another.
-		if err = g.files.settle(); err != nil {
-			err = errors.Join(err, g.freezer.thaw())
-		}
-	}
-	if err != nil {
-		g.starter.letGo()
+	if err := g.stillness.begin(); err != nil {
 		return err
+	}
+	// A copy's host answers nothing that was asked of another.
+	if err := g.files.settle(); err != nil {
+		return errors.Join(err, g.stillness.end())
 	}
 	syncDisks(g.params.Disks)
 	g.isFrozen = true
@@ -332,11 +338,10 @@ func (g *guest) thaw() error {
 	if !g.isFrozen {
 		return errors.New("not frozen")
 	}
-	if err := g.freezer.thaw(); err != nil {
+	if err := g.stillness.end(); err != nil {
 		return err
 	}
 	g.isFrozen = false
-	g.starter.letGo()
 	return nil
 }
 
@@ -363,6 +368,7 @@ func (g *guest) Boot(b *api.BootData) error {
 	if err := sizeShm(b.ShmSize); err != nil {
 		return err
 	}
+	g.noteMounts(b)
 	if err := g.mountAdded(b); err != nil {
 		return err
 	}

@@ -57,32 +57,47 @@ func addToKeystore(path string, certificate []byte) error {
 // keystoreWith returns a keystore with a certificate as its first entry. One that is
 // there first under our alias gives way.
 func keystoreWith(store, certificate []byte, now time.Time) ([]byte, error) {
+	count, others, err := keystoreEntries(store)
+	if err != nil {
+		return nil, err
+	}
+	body := keystoreText(binary.BigEndian.AppendUint32(nil, keystoreTrusted), keystoreAlias)
+	body = binary.BigEndian.AppendUint64(body, uint64(now.UnixMilli()))
+	body = keystoreText(body, "X.509")
+	body = binary.BigEndian.AppendUint32(body, uint32(len(certificate)))
+	return keystoreOf(count+1, append(append(body, certificate...), others...)), nil
+}
+
+// keystoreEntries returns the entries of a keystore, and how many they are, without one
+// that comes first under our alias.
+func keystoreEntries(store []byte) (count uint32, body []byte, err error) {
 	const head = 12
 	if len(store) < head+sha1.Size || binary.BigEndian.Uint32(store) != keystoreMagic || binary.BigEndian.Uint32(store[4:]) != keystoreVersion {
-		return nil, errNoKeystore
+		return 0, nil, errNoKeystore
 	}
-	count, body := binary.BigEndian.Uint32(store[8:]), store[head:len(store)-sha1.Size]
+	count, body = binary.BigEndian.Uint32(store[8:]), store[head:len(store)-sha1.Size]
 	if digest := keystoreDigest(store[:len(store)-sha1.Size]); !bytes.Equal(digest, store[len(store)-sha1.Size:]) {
-		return nil, errNoKeystore
+		return 0, nil, errNoKeystore
 	}
 	start := keystoreText(binary.BigEndian.AppendUint32(nil, keystoreTrusted), keystoreAlias)
 	const typed = 8 + 2 + len("X.509") // time, type
 	if rest, ours := bytes.CutPrefix(body, start); ours && len(rest) >= typed+4 {
 		n := binary.BigEndian.Uint32(rest[typed:])
 		if uint64(n) > uint64(len(rest)-typed-4) {
-			return nil, errNoKeystore
+			return 0, nil, errNoKeystore
 		}
 		body, count = rest[typed+4+int(n):], count-1
 	}
+	return count, body, nil
+}
+
+// keystoreOf returns the keystore of so many entries.
+func keystoreOf(count uint32, body []byte) []byte {
 	out := binary.BigEndian.AppendUint32(nil, keystoreMagic)
 	out = binary.BigEndian.AppendUint32(out, keystoreVersion)
-	out = binary.BigEndian.AppendUint32(out, count+1)
-	out = append(out, start...)
-	out = binary.BigEndian.AppendUint64(out, uint64(now.UnixMilli()))
-	out = keystoreText(out, "X.509")
-	out = binary.BigEndian.AppendUint32(out, uint32(len(certificate)))
-	out = append(append(out, certificate...), body...)
-	return append(out, keystoreDigest(out)...), nil
+	out = binary.BigEndian.AppendUint32(out, count)
+	out = append(out, body...)
+	return append(out, keystoreDigest(out)...)
 }
 
 // keystoreText appends a text as java.io.DataOutput writes it.

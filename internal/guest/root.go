@@ -20,8 +20,11 @@ import (
 // Where things are in the initramfs, before "/" is the user's root.
 const (
 	lowersDir = "/lower"
+	belowDir  = "/below"
 	upperDir  = "/upper"
 	newRoot   = "/root"
+
+	writtenDir = upperDir + "/upper" // what is written to the user's root
 )
 
 // diskTimeout is how long the kernel may take to find its disks.
@@ -62,12 +65,9 @@ func mountKernelFileSystems() error {
 	})
 }
 
-// enterRoot assembles the user's root and makes it "/". What it was assembled
+// enterRoot makes the user's root, which is assembled, "/". What it was assembled
 // of, raw disks and the initramfs, is out of reach afterwards.
 func enterRoot(p wire.Params) error {
-	if err := assembleRoot(p.Root); err != nil {
-		return err
-	}
 	if err := mountAll(systemMounts(newRoot, p.Privileged)); err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func enterRoot(p wire.Params) error {
 	}
 	// The overlay holds on to its layers by itself.
 	for i := range p.Root.Lowers {
-		unix.Unmount(filepath.Join(lowersDir, strconv.Itoa(i)), unix.MNT_DETACH)
+		unix.Unmount(lowerDir(i), unix.MNT_DETACH)
 	}
 	unix.Unmount(upperDir, unix.MNT_DETACH)
 	// An initramfs cannot be pivoted away from, so the new root is moved over it
@@ -126,6 +126,7 @@ func showCPUs(root string, n int) error {
 	return nil
 }
 
+// assembleRoot mounts the user's root, and what it is made of.
 func assembleRoot(root wire.Root) error {
 	if len(root.Lowers) == 0 {
 		device, err := findDisk(wire.RootSerial)
@@ -134,17 +135,14 @@ func assembleRoot(root wire.Root) error {
 		}
 		return mount{"/dev/" + device, newRoot, "ext4", unix.MS_NOATIME, ""}.do()
 	}
-	var stack []string // top first, as overlayfs wants them
 	for i, fstype := range root.Lowers {
 		device, err := findDisk(wire.LowerSerial(i))
 		if err != nil {
 			return err
 		}
-		target := filepath.Join(lowersDir, strconv.Itoa(i))
-		if err := (mount{"/dev/" + device, target, fstype, unix.MS_RDONLY, ""}).do(); err != nil {
+		if err := (mount{"/dev/" + device, lowerDir(i), fstype, unix.MS_RDONLY, ""}).do(); err != nil {
 			return err
 		}
-		stack = append([]string{target}, stack...)
 	}
 	device, err := findDisk(wire.UpperSerial)
 	if err != nil {
@@ -162,8 +160,21 @@ func assembleRoot(root wire.Root) error {
 			return err
 		}
 	}
+	// The upper folder is to have all that is written, whatever the kernel does where it is
+	// not told otherwise: no folder that leads elsewhere, no file without its content.
 	return mount{"overlay", newRoot, "overlay", unix.MS_NOATIME,
-		"lowerdir=" + strings.Join(stack, ":") + ",upperdir=" + upperDir + "/upper,workdir=" + upperDir + "/work"}.do()
+		lowerOption(root) + ",upperdir=" + writtenDir + ",workdir=" + upperDir + "/work,redirect_dir=off,metacopy=off"}.do()
+}
+
+func lowerDir(i int) string { return filepath.Join(lowersDir, strconv.Itoa(i)) }
+
+// lowerOption names the lower layers to overlayfs, which wants the top first.
+func lowerOption(root wire.Root) string {
+	var stack []string
+	for i := range root.Lowers {
+		stack = append([]string{lowerDir(i)}, stack...)
+	}
+	return "lowerdir=" + strings.Join(stack, ":")
 }
 
 // findDisk waits for the virtio disk with a serial number and returns the name

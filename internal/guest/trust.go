@@ -25,6 +25,7 @@ type trust struct {
 	rooms     []room
 	keystores []string          // that the image has
 	env       map[string]string // for programs that look nowhere by themselves
+	roots     []byte            // that the bundle was made of, as the image has none
 }
 
 // room is where in a file the certificate goes. The file is mapped, and its pages
@@ -40,6 +41,7 @@ const (
 	// sources are folders of certificates that a bundle is made anew of.
 	debianSource = "/usr/local/share/ca-certificates"
 	fedoraSource = "/etc/pki/ca-trust/source/anchors"
+	sourceName   = "/matchlock.crt"
 
 	// hashed is where OpenSSL finds the CA by its name alone: the hash is that of
 	// intercept.CAName.
@@ -87,17 +89,17 @@ func prepareTrust(roots []byte) (*trust, error) {
 	}
 	if bundle == "" {
 		bundle = agent.Bundles()[0]
+		t.roots = bytes.Clone(roots) // they came in a request
 		if err := t.makeRoom(bundle, roots); err != nil {
 			return nil, err
 		}
 	}
-	const name = "/matchlock.crt"
-	own := debianSource + name
+	own := debianSource + sourceName
 	if err := t.makeRoom(own, nil); err != nil {
 		return nil, err
 	}
 	if isDir(fedoraSource) {
-		if err := t.makeRoom(fedoraSource+name, nil); err != nil {
+		if err := t.makeRoom(fedoraSource+sourceName, nil); err != nil {
 			return nil, err
 		}
 	}
