@@ -135,8 +135,12 @@ A root file system runs /bin/sh unless --change says otherwise.`,
 		}),
 	}
 	f.define(cmd.Flags())
-	cmd.Flags().StringArrayVarP(&changes, "change", "c", nil, "change the image's configuration by a `LINE` of a Dockerfile: CMD, ENTRYPOINT, ENV, USER, WORKDIR")
+	changeFlag(cmd.Flags(), &changes)
 	return cmd
+}
+
+func changeFlag(fs *pflag.FlagSet, target *[]string) {
+	fs.StringArrayVarP(target, "change", "c", nil, "change the image's configuration by a `LINE` of a Dockerfile: CMD, ENTRYPOINT, ENV, USER, WORKDIR")
 }
 
 // patience is how long what a signal has ended may take to clean up.
@@ -274,16 +278,12 @@ func (a *app) imageInspectCommand() *cobra.Command {
 		Args:              positional("IMAGE…"),
 		ValidArgsFunction: a.completeImages(-1),
 		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
+			show := printIndented
+			if asJSON {
+				show = printJSON
+			}
 			for _, ref := range args {
-				img, err := store.Lookup(ref)
-				if err != nil {
-					return err
-				}
-				show := printIndented
-				if asJSON {
-					show = printJSON
-				}
-				if err := errors.Join(show(cmd.OutOrStdout(), details(img)), img.Release()); err != nil {
+				if err := inspectImage(cmd, store, ref, show); err != nil {
 					return err
 				}
 			}
@@ -292,6 +292,23 @@ func (a *app) imageInspectCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "one object a line")
 	return cmd
+}
+
+// inspectImage shows what the store knows of an image.
+func inspectImage(cmd *cobra.Command, store *image.Store, ref string, show func(io.Writer, any) error) error {
+	img, err := store.Lookup(ref)
+	if err != nil {
+		return err
+	}
+	defer img.Release()
+	lineage, err := store.Lineage(img)
+	if err != nil {
+		return err
+	}
+	return show(cmd.OutOrStdout(), struct {
+		imageDetails
+		image.Lineage
+	}{details(img), lineage})
 }
 
 func printJSON(w io.Writer, v any) error {

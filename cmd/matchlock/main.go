@@ -132,7 +132,7 @@ use instead of those that are found.`,
 
 	root.AddCommand(
 		a.runCommand(), a.psCommand("ps"), a.execCommand(), a.shellCommand(), a.attachCommand(), a.logsCommand(), a.cpCommand(),
-		a.inspectCommand(), a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.snapshotCommand(), a.waitCommand(), a.killCommand(), a.stopCommand(), a.startCommand(), a.restartCommand(),
+		a.inspectCommand(), a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.snapshotCommand(), a.commitCommand(), a.waitCommand(), a.killCommand(), a.stopCommand(), a.startCommand(), a.restartCommand(),
 		a.renameCommand(), a.updateCommand(), a.removeCommand(), a.pruneCommand(), a.gcCommand(),
 		a.initCommand(), a.trustCommand(),
 		a.pullCommand(), a.imageCommand(), a.warmCommand(), a.cacheCommand(), a.volumeCommand(), a.workspaceCommand(),
