@@ -127,7 +127,7 @@ func (b *Backend) acquire(ctx context.Context, h *hypervisor) (link *os.File, ro
 	}
 	if !b.options.NoJail {
 		if err := b.prepareJail(ctx, h); err != nil {
-			return nil, "", fmt.Errorf("jail: %w", err)
+			return nil, "", err
 		}
 	}
 	h.log.Info("the guest runs under "+h.accel.Name, "reason", h.accel.Reason)

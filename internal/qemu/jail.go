@@ -25,17 +25,22 @@ var ErrUnconfined = jail.ErrTooLittle
 
 // prepareJail acquires what it takes to confine QEMU.
 func (b *Backend) prepareJail(ctx context.Context, h *hypervisor) (err error) {
+	if b.options.Guest == nil {
+		return errors.New("jail: no program for its first step")
+	}
+	guest, err := b.options.Guest(ctx)
+	if err != nil {
+		return err // which says what is missing: it is not the jail's alone
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("jail: %w", err)
+		}
+	}()
 	if h.path, err = filepath.EvalSymlinks(h.path); err != nil {
 		return err
 	}
 	if h.parts, err = programParts(ctx, h.path, b.options.CacheDir); err != nil {
-		return err
-	}
-	if b.options.Guest == nil {
-		return errors.New("no program for its first step")
-	}
-	guest, err := b.options.Guest(ctx)
-	if err != nil {
 		return err
 	}
 	if h.first, err = memoryFile("jail"); err != nil {
