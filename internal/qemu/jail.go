@@ -25,6 +25,12 @@ var ErrUnconfined = jail.ErrTooLittle
 
 // prepareJail acquires what it takes to confine QEMU.
 func (b *Backend) prepareJail(ctx context.Context, h *hypervisor) (err error) {
+	if h.path, err = filepath.EvalSymlinks(h.path); err != nil {
+		return fmt.Errorf("jail: %w", err)
+	}
+	if h.parts, err = programParts(ctx, h.path, b.options.CacheDir); err != nil {
+		return fmt.Errorf("jail: %w", err)
+	}
 	if b.options.Guest == nil {
 		return errors.New("jail: no program for its first step")
 	}
@@ -32,22 +38,13 @@ func (b *Backend) prepareJail(ctx context.Context, h *hypervisor) (err error) {
 	if err != nil {
 		return err // which says what is missing: it is not the jail's alone
 	}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("jail: %w", err)
-		}
-	}()
-	if h.path, err = filepath.EvalSymlinks(h.path); err != nil {
-		return err
+	if h.first, err = memoryFile("jail"); err == nil {
+		_, err = io.Copy(h.first, io.NewSectionReader(guest, 0, guest.Size()))
 	}
-	if h.parts, err = programParts(ctx, h.path, b.options.CacheDir); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("jail: %w", err)
 	}
-	if h.first, err = memoryFile("jail"); err != nil {
-		return err
-	}
-	_, err = io.Copy(h.first, io.NewSectionReader(guest, 0, guest.Size()))
-	return err
+	return nil
 }
 
 // InspectJail confines a QEMU that does nothing but tell its version, and returns what
