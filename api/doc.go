@@ -9,7 +9,7 @@
 // reads that text, and JSON has it so:
 //
 //	config := api.Config{
-//		Image:   "debian:12",
+//		Image:   "python:3.13",
 //		Command: []string{"python3", "/src/main.py"},
 //		Memory:  1 * api.GiB,
 //		Mounts:  []api.Mount{{Source: "/home/ada/src", Target: "/src", Mode: api.MountOverlay}},

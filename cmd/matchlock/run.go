@@ -59,7 +59,7 @@ above, or what --file names, which COMMAND may follow. Flags come over it.
 With --snapshot in the place of IMAGE the sandbox goes on from there: its first command is
 the one that runs in it, or COMMAND beside what runs.`,
 		Example: `  matchlock run busybox echo hello
-  matchlock run -d --name web debian:12 python3 -m http.server
+  matchlock run -d --name web python:3.13 python3 -m http.server
   matchlock run -it debian:12 bash
   matchlock run --file . make test
   matchlock run -e TOKEN -w /src --timeout 5m python:3.13 python3 build.py
