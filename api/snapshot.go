@@ -14,6 +14,8 @@ type Snapshot struct {
 	Image       string   `json:"image"` // as it was asked for
 	ImageDigest string   `json:"image_digest"`
 	Command     []string `json:"command"` // the first one, as the configuration has it
+	// Labels are those that the sandbox had, which go on with it.
+	Labels map[string]string `json:"labels,omitempty"`
 	// Running says that the first command runs in it.
 	Running bool `json:"running"`
 

@@ -150,7 +150,7 @@ func snapshotOf(e saved.Entry[savedRecord]) api.Snapshot {
 	r := e.About
 	s := api.Snapshot{
 		Name: e.Name, Created: r.Taken, Sandbox: r.ID, SandboxName: r.Name,
-		Image: r.Config.Image, ImageDigest: r.ImageDigest, Command: append(append([]string{}, r.Config.Entrypoint...), r.Config.Command...), Running: r.Main != nil,
+		Image: r.Config.Image, ImageDigest: r.ImageDigest, Command: append(append([]string{}, r.Config.Entrypoint...), r.Config.Command...), Labels: r.Config.Labels, Running: r.Main != nil,
 		CPUs: r.Config.CPUs, Memory: r.Config.Memory, DiskSize: r.Config.DiskSize, Size: e.Size, Imported: r.Imported,
 	}
 	for _, d := range r.Disks {

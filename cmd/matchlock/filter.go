@@ -1,14 +1,18 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/matchlock/matchlock/api"
+	"github.com/matchlock/matchlock/sandbox"
 )
 
 // filter says which sandboxes a command is about: those that each of its conditions fits.
@@ -52,4 +56,35 @@ var statuses = []api.Status{api.StatusStarting, api.StatusRunning, api.StatusPau
 
 func (f filter) fits(i api.Info) bool {
 	return !slices.ContainsFunc(f, func(condition func(api.Info) bool) bool { return !condition(i) })
+}
+
+// orNamed is the check of the arguments of a command that a filter, or else names, tell
+// which sandboxes it is about.
+func (f *filter) orNamed(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(*f) == 0:
+		return positional("SANDBOX…")(cmd, args)
+	case len(args) > 0:
+		return usageError{fmt.Errorf("%s: SANDBOX and --filter: only one may be given", pathOf(cmd)), pathOf(cmd)}
+	}
+	return nil
+}
+
+// choose returns the sandboxes that are meant: those that are named, or of those that fit
+// which the ones that the filter fits. That there is none is no error.
+func (f filter) choose(ctx context.Context, o sandbox.Options, named []string, which func(api.Info) bool) ([]string, error) {
+	if len(f) == 0 {
+		return named, nil
+	}
+	list, err := o.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, i := range list {
+		if which(i) && f.fits(i) {
+			names = append(names, cmp.Or(i.Name, i.ID))
+		}
+	}
+	return names, nil
 }

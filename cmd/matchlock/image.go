@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -174,6 +175,7 @@ func untilDone[T any](ctx context.Context, work func(context.Context) (T, error)
 
 func (a *app) imageListCommand(name string) *cobra.Command {
 	var asJSON, quiet bool
+	var only filter
 	cmd := &cobra.Command{
 		Use:     name + " [FLAGS]",
 		Aliases: []string{"list"},
@@ -184,6 +186,7 @@ func (a *app) imageListCommand(name string) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			images = slices.DeleteFunc(images, func(i image.Summary) bool { return !only.fits(api.Info{ID: i.Digest, Name: i.Name}) })
 			w := cmd.OutOrStdout()
 			if !asJSON && !quiet {
 				return printImages(w, images, time.Now())
@@ -196,6 +199,7 @@ func (a *app) imageListCommand(name string) *cobra.Command {
 			return nil
 		}),
 	}
+	only.define(cmd.Flags(), "name", "id")
 	jsonFlag(cmd.Flags(), &asJSON)
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print digests only")
 	onlyOne(cmd, "json", "quiet")

@@ -156,22 +156,27 @@ environment variables are left out: keys are often among them.`,
 type deed struct {
 	use, short, long, example string
 	aliases                   []string
-	sandboxes                 func(api.Info) bool // that are completed
+	sandboxes                 func(api.Info) bool // that are completed, and that a filter chooses from
 	do                        func(ctx context.Context, o sandbox.Options, info api.Info) error
 }
 
 func (a *app) deedCommand(d deed) *cobra.Command {
 	var asJSON bool
+	var only filter
 	cmd := &cobra.Command{
 		Use:               d.use + " [FLAGS] SANDBOX…",
 		Aliases:           d.aliases,
 		Short:             d.short,
 		Long:              d.long,
 		Example:           d.example,
-		Args:              positional("SANDBOX…"),
+		Args:              only.orNamed,
 		ValidArgsFunction: a.completeSandboxes(-1, d.sandboxes),
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			o := a.options()
+			refs, err := only.choose(cmd.Context(), o, refs, d.sandboxes)
+			if err != nil {
+				return err
+			}
 			var errs []error
 			for _, ref := range refs {
 				info, err := o.Find(cmd.Context(), ref)
@@ -191,6 +196,7 @@ func (a *app) deedCommand(d deed) *cobra.Command {
 			return errors.Join(errs...)
 		},
 	}
+	only.define(cmd.Flags())
 	jsonFlag(cmd.Flags(), &asJSON)
 	return cmd
 }
@@ -362,14 +368,19 @@ func (a *app) renameCommand() *cobra.Command {
 
 func (a *app) waitCommand() *cobra.Command {
 	var asJSON bool
+	var only filter
 	cmd := &cobra.Command{
 		Use:   "wait [FLAGS] SANDBOX…",
 		Short: "Wait for sandboxes to end and print their exit codes",
 		Long: `Wait for sandboxes to end, and print the exit code of each one's first command: 128+N if
 signal N ended it, 124 if its time ran out, 125 if nobody knows, 0 of one that idled.`,
-		Args:              positional("SANDBOX…"),
+		Args:              only.orNamed,
 		ValidArgsFunction: a.completeSandboxes(-1, isAlive),
 		RunE: func(cmd *cobra.Command, refs []string) error {
+			refs, err := only.choose(cmd.Context(), a.options(), refs, isAlive)
+			if err != nil {
+				return err
+			}
 			var errs []error
 			for _, ref := range refs {
 				info, err := await(cmd.Context(), a.options(), ref)
@@ -381,6 +392,7 @@ signal N ended it, 124 if its time ran out, 125 if nobody knows, 0 of one that i
 			return errors.Join(errs...)
 		},
 	}
+	only.define(cmd.Flags())
 	jsonFlag(cmd.Flags(), &asJSON)
 	return cmd
 }

@@ -70,12 +70,16 @@ func (a *app) snapshotListCommand() *cobra.Command {
 	return listCommand("List the snapshots",
 		`List the snapshots, the last used first: the sandbox that each is of, its image and memory,
 and the room that it takes. What it shares with others counts.`,
-		func() ([]api.Snapshot, error) { return a.options().Snapshots() }, printSnapshots, func(s api.Snapshot) string { return s.Name })
+		func() ([]api.Snapshot, error) { return a.options().Snapshots() }, printSnapshots, func(s api.Snapshot) api.Info {
+			return api.Info{ID: s.Sandbox, Name: s.Name, Image: s.Image, Labels: s.Labels}
+		}, "label", "name", "image")
 }
 
-// listCommand lists what there is, as a table, by names or as JSON.
-func listCommand[T any](short, long string, all func() ([]T, error), table func(io.Writer, []T, time.Time) error, name func(T) string) *cobra.Command {
+// listCommand lists what there is, as a table, by names or as JSON. filters are the keys by
+// which they are filtered, and as is what these are compared with.
+func listCommand[T any](short, long string, all func() ([]T, error), table func(io.Writer, []T, time.Time) error, as func(T) api.Info, filters ...string) *cobra.Command {
 	var asJSON, quiet bool
+	var only filter
 	cmd := &cobra.Command{
 		Use:     "ls [FLAGS]",
 		Aliases: []string{"list"},
@@ -87,18 +91,20 @@ func listCommand[T any](short, long string, all func() ([]T, error), table func(
 			if err != nil {
 				return err
 			}
+			things = slices.DeleteFunc(things, func(thing T) bool { return !only.fits(as(thing)) })
 			w := cmd.OutOrStdout()
 			if !asJSON && !quiet {
 				return table(w, things, time.Now())
 			}
 			for _, thing := range things {
-				if err := printEither(w, asJSON, thing, printable(name(thing))); err != nil {
+				if err := printEither(w, asJSON, thing, printable(as(thing).Name)); err != nil {
 					return err
 				}
 			}
 			return nil
 		},
 	}
+	only.define(cmd.Flags(), filters...)
 	jsonFlag(cmd.Flags(), &asJSON)
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print names only")
 	onlyOne(cmd, "json", "quiet")

@@ -20,6 +20,7 @@ import (
 
 func (a *app) statsCommand() *cobra.Command {
 	var once, asJSON bool
+	var only filter
 	every := 2 * time.Second
 	cmd := &cobra.Command{
 		Use:   "stats [FLAGS] [SANDBOX…]",
@@ -28,11 +29,18 @@ func (a *app) statsCommand() *cobra.Command {
 the time between two looks, the host's memory that is its own, the guest's that is in use,
 the room on the disk, and what connections have carried. On a terminal, and with --json,
 it goes on until it is interrupted.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return only.orNamed(cmd, args)
+		},
 		ValidArgsFunction: a.completeSandboxes(-1, isAlive),
 		RunE: func(cmd *cobra.Command, refs []string) error {
-			return a.stats(cmd.Context(), cmd.OutOrStdout(), refs, every, once, asJSON)
+			return a.stats(cmd.Context(), cmd.OutOrStdout(), refs, only, every, once, asJSON)
 		},
 	}
+	only.define(cmd.Flags())
 	cmd.Flags().BoolVar(&once, "no-stream", false, "show it once")
 	parsed(cmd.Flags(), "interval", "", "`DURATION` between two looks (default 2s)", &every, parseDuration)
 	jsonFlag(cmd.Flags(), &asJSON)
@@ -46,7 +54,7 @@ type share struct {
 }
 
 // stats shows usage until ctx ends, or once.
-func (a *app) stats(ctx context.Context, w io.Writer, refs []string, every time.Duration, once, asJSON bool) error {
+func (a *app) stats(ctx context.Context, w io.Writer, refs []string, only filter, every time.Duration, once, asJSON bool) error {
 	out, _ := w.(*os.File)
 	live := out != nil && isTerminal(out) && !once
 	once = once || !live && !asJSON
@@ -59,7 +67,7 @@ func (a *app) stats(ctx context.Context, w io.Writer, refs []string, every time.
 	}
 	before := map[string]look{}
 	for first := true; ; first = false {
-		usages, err := a.usages(ctx, refs)
+		usages, err := a.usages(ctx, refs, only)
 		if err != nil && (first || ctx.Err() != nil) {
 			return err
 		}
@@ -86,7 +94,7 @@ func (a *app) stats(ctx context.Context, w io.Writer, refs []string, every time.
 
 // usages asks the sandboxes, all at once. Of all that run, one that ends meanwhile is left
 // out.
-func (a *app) usages(ctx context.Context, refs []string) ([]api.Usage, error) {
+func (a *app) usages(ctx context.Context, refs []string, only filter) ([]api.Usage, error) {
 	o := a.options()
 	named := len(refs) > 0
 	if !named {
@@ -95,7 +103,7 @@ func (a *app) usages(ctx context.Context, refs []string) ([]api.Usage, error) {
 			return nil, err
 		}
 		for _, info := range list {
-			if info.Status == api.StatusRunning || info.Status == api.StatusPaused {
+			if (info.Status == api.StatusRunning || info.Status == api.StatusPaused) && only.fits(info) {
 				refs = append(refs, info.ID)
 			}
 		}

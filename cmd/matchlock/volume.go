@@ -57,7 +57,7 @@ func (a *app) volumeListCommand() *cobra.Command {
 	return listCommand("List the volumes",
 		`List the volumes: how large a disk each is, the room that it takes on the host, and the
 sandboxes that have it now.`,
-		func() ([]api.Volume, error) { return a.options().Volumes() }, printVolumes, func(v api.Volume) string { return v.Name })
+		func() ([]api.Volume, error) { return a.options().Volumes() }, printVolumes, func(v api.Volume) api.Info { return api.Info{Name: v.Name} }, "name")
 }
 
 func printVolumes(w io.Writer, volumes []api.Volume, now time.Time) error {
