@@ -17,6 +17,9 @@ var capabilities = []string{
 	"CHECKPOINT_RESTORE",
 }
 
+// Capabilities are the names of Linux's capabilities.
+func Capabilities() []string { return slices.Clone(capabilities) }
+
 // DefaultCapabilities is what root holds in a guest unless the user says
 // otherwise: Docker's default set without MKNOD, for the guest's raw disks are
 // block devices that only the want of a device node keeps out of reach, and

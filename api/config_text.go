@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -117,6 +118,9 @@ var ulimitNames = []string{
 	"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice",
 	"nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack",
 }
+
+// UlimitNames are what a Ulimit may be of.
+func UlimitNames() []string { return slices.Clone(ulimitNames) }
 
 // UnmarshalText reads a limit, NAME=SOFT[:HARD]; without HARD both are SOFT, and
 // "unlimited" or -1 is no limit.

@@ -52,7 +52,22 @@ func Explain(config api.Config, target string) (Explanation, error) {
 	if err != nil {
 		return Explanation{}, err
 	}
-	return p.Explain(target)
+	e, err := p.Explain(target)
+	if config.Network.None && err == nil {
+		none := Verdict{Reason: "there is no network"}
+		e.Flow = none
+		if e.Resolved != nil {
+			e.Resolved = &none
+		}
+	}
+	return e, err
+}
+
+// CheckUpstreamCA tells whether these are files of certificates that
+// api.Network.UpstreamCA may name.
+func CheckUpstreamCA(paths []string) error {
+	_, err := upstreamRoots(paths)
+	return err
 }
 
 // Config returns what a sandbox, running or not, was made of, with the rules that

@@ -38,6 +38,14 @@ var signals = []struct {
 	{"SYS", 31, syscall.SIGSYS},
 }
 
+// Signals are the names of Linux's signals, without SIG.
+func Signals() (names []string) {
+	for _, s := range signals {
+		names = append(names, s.name)
+	}
+	return names
+}
+
 // linuxSignal is the guest's number of a signal of the host.
 func linuxSignal(sig syscall.Signal) (int, error) {
 	for _, s := range signals {

@@ -16,6 +16,9 @@ import (
 // known to work then. What of Options is about a sandbox's name and its end
 // does not count, nor does Cold.
 func (o Options) Warm(ctx context.Context, config api.Config) (made bool, err error) {
+	if err := config.Validate(); err != nil {
+		return false, err
+	}
 	if o.Backend != nil || len(userDisks(state.Home{}, &config)) > 0 {
 		return false, fmt.Errorf("a template for a sandbox with another backend or disks: %w", errors.ErrUnsupported)
 	}

@@ -15,7 +15,7 @@ import (
 
 func (a *app) diagnoseCommand() *cobra.Command {
 	var asJSON bool
-	var accel string
+	accel := "auto"
 	cmd := &cobra.Command{
 		Use:   "diagnose [FLAGS]",
 		Short: "Tell whether this host can run sandboxes, and what to do if not",
@@ -36,8 +36,8 @@ when something is missing; warnings do not count.`,
 		},
 	}
 	jsonFlag(cmd.Flags(), &asJSON)
-	cmd.Flags().StringVar(&accel, "accel", "auto", "`HOW` machines are to run: auto, kvm or tcg")
-	complete(cmd, "accel", "auto", "kvm", "tcg")
+	choice(cmd.Flags(), "accel", "`HOW` machines are to run: auto, kvm or tcg", &accel, accels...)
+	complete(cmd, "accel", accels...)
 	return cmd
 }
 

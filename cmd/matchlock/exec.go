@@ -43,7 +43,7 @@ output goes to the sandbox's log.`,
   matchlock exec -i db psql < dump.sql
   matchlock exec -u nobody -w /tmp web sh -c 'id; pwd'`,
 		Args:              positional("SANDBOX", "COMMAND…"),
-		ValidArgsFunction: a.completeSandboxes(1, isAlive),
+		ValidArgsFunction: thenFiles(a.completeSandboxes(1, isAlive)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.exec(cmd, &f, args[0], args[1:])
 		},

@@ -44,13 +44,17 @@ func (f *filter) define(flags *pflag.FlagSet, keys ...string) {
 		case !ok || value == "":
 			return nil, errors.New("want KEY=VALUE")
 		case !slices.Contains(keys, key):
-			return nil, fmt.Errorf("key %q: none of %s", key, strings.Join(keys, ", "))
+			return nil, fmt.Errorf("key %q: want %s", key, oneOf(keys))
 		case key == "status" && !slices.Contains(statuses, api.Status(value)):
-			return nil, fmt.Errorf("status %q: none of %v", value, statuses)
+			return nil, fmt.Errorf("status %q: want %s", value, oneOf(statuses))
 		}
 		return append(*f, func(i api.Info) bool { return fits(i, value) }), nil
 	})
+	_ = flags.SetAnnotation("filter", keysOfFilter, keys) // fails only where there is no such flag
 }
+
+// keysOfFilter is the annotation by which completion knows what a command's filter takes.
+const keysOfFilter = "keys"
 
 var statuses = []api.Status{api.StatusStarting, api.StatusRunning, api.StatusPaused, api.StatusStopping, api.StatusRestarting, api.StatusStopped, api.StatusDead}
 

@@ -42,12 +42,8 @@ its own, which goes with it.`,
 		ValidArgsFunction: a.completeSandboxes(1, isAlive),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			save := (*sandbox.Sandbox).Save
-			switch volumes {
-			case "":
-			case "copy":
+			if volumes == "copy" {
 				save = (*sandbox.Sandbox).SaveWithDisks
-			default:
-				return usageError{fmt.Errorf("--volumes %q: want copy", volumes), pathOf(cmd)}
 			}
 			copies, err := a.fork(cmd, args[0], n, save, order{Name: name, Remove: remove}, pairs(labels), noSecrets)
 			for _, info := range copies {
@@ -67,7 +63,7 @@ its own, which goes with it.`,
 		fs.StringVar(&name, "name", "", "`NAME` of the copy; of several NAME-1, NAME-2 … (default one that is made up)")
 		fs.BoolVar(&remove, "rm", false, "remove each when its first command ends")
 		fs.BoolVar(&noSecrets, "no-secrets", false, "leave out the values of secrets; requests with their placeholders are refused")
-		fs.StringVar(&volumes, "volumes", "", "`HOW` they get the volumes and disks that the sandbox writes to: copy (default not at all, which is an error)")
+		choice(fs, "volumes", "`HOW` they get the volumes and disks that the sandbox writes to: copy (default not at all, which is an error)", &volumes, "copy")
 		fs.StringArrayVarP(&labels, "label", "l", nil, "label them, `NAME=VALUE`, beside the labels of the sandbox")
 	})
 	jsonFlag(cmd.Flags(), &asJSON)
@@ -82,6 +78,9 @@ func (a *app) fork(cmd *cobra.Command, ref string, n int, save func(*sandbox.San
 		if err := state.CheckName(o.Name); err != nil {
 			return nil, err
 		}
+	}
+	if err := (&api.Config{Image: "its own", Labels: labels}).Validate(); err != nil {
+		return nil, usageError{err, pathOf(cmd)}
 	}
 	sb, err := a.options().Attach(cmd.Context(), ref)
 	if err != nil {

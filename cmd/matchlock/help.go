@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -18,7 +19,10 @@ func showHelp(cmd *cobra.Command, args []string) error {
 	err := fmt.Errorf("unknown command %q", strings.TrimSpace(pathOf(cmd)+" "+args[0]))
 	for cmd.SuggestionsMinimumDistance = 1; cmd.SuggestionsMinimumDistance <= 2; cmd.SuggestionsMinimumDistance++ { // the nearest first
 		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-			err = fmt.Errorf("%w; did you mean %q?", err, strings.TrimSpace(pathOf(cmd)+" "+near[0]))
+			// Letters are swapped more often than they are lost.
+			sameLength := slices.IndexFunc(near, func(name string) bool { return len(name) == len(args[0]) })
+			best := near[max(0, sameLength)]
+			err = fmt.Errorf("%w; did you mean %q?", err, strings.TrimSpace(pathOf(cmd)+" "+best))
 			break
 		}
 	}

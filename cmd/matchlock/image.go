@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,7 +29,9 @@ func (a *app) imageCommand() *cobra.Command {
 		Args:  cobra.ArbitraryArgs,
 		RunE:  showHelp,
 	}
-	cmd.AddCommand(a.imageListCommand("ls"), a.imageRemoveCommand("rm"), a.imageInspectCommand(), a.imageImportCommand(),
+	list, remove := a.imageListCommand("ls"), a.imageRemoveCommand("rm")
+	list.Aliases, remove.Aliases = []string{"list"}, []string{"remove"}
+	cmd.AddCommand(list, remove, a.imageInspectCommand(), a.imageImportCommand(),
 		a.imageSaveCommand(), a.imageTagCommand(), a.imagePruneCommand(), a.pullCommand())
 	return cmd
 }
@@ -36,7 +39,6 @@ func (a *app) imageCommand() *cobra.Command {
 // aliases are docker's short forms.
 func (a *app) aliases() []*cobra.Command {
 	images, rmi := a.imageListCommand("images"), a.imageRemoveCommand("rmi [FLAGS]")
-	images.Aliases = nil
 	for _, cmd := range []*cobra.Command{images, rmi} {
 		cmd.Hidden = true
 	}
@@ -79,7 +81,8 @@ func (a *app) pullCommand() *cobra.Command {
 		Long: `Fetch an image from its registry into the local store. Credentials come from docker's
 configuration and its helpers, a proxy from HTTPS_PROXY. Layers that are there are not
 fetched again; a name with a digest gets exactly that image.`,
-		Args: positional("IMAGE"),
+		Args:              positional("IMAGE"),
+		ValidArgsFunction: a.completeImages(1),
 		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
 			return f.take(cmd, func(ctx context.Context, progress image.Progress) (*image.Image, error) {
 				return store.Pull(ctx, args[0], image.PullOptions{Platform: f.platform, MaxBytes: f.maxSize, Progress: progress})
@@ -121,7 +124,8 @@ read from standard input.
 A root file system runs /bin/sh unless --change says otherwise.`,
 		Example: `  docker save debian:12 | matchlock image import debian:12
   matchlock image import --change 'CMD ["python3"]' tools rootfs.tar.zst`,
-		Args: positional("NAME", "[FILE]"),
+		Args:              positional("NAME", "[FILE]"),
+		ValidArgsFunction: thenFiles(a.completeImages(1)),
 		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
 			return f.take(cmd, func(ctx context.Context, progress image.Progress) (*image.Image, error) {
 				options := image.ImportOptions{Changes: changes, Platform: f.platform, MaxBytes: f.maxSize, Progress: progress}
@@ -177,10 +181,9 @@ func (a *app) imageListCommand(name string) *cobra.Command {
 	var asJSON, quiet bool
 	var only filter
 	cmd := &cobra.Command{
-		Use:     name + " [FLAGS]",
-		Aliases: []string{"list"},
-		Short:   "List the images of the local store",
-		Args:    positional(),
+		Use:   name + " [FLAGS]",
+		Short: "List the images of the local store",
+		Args:  positional(),
 		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
 			images, err := store.List()
 			if err != nil {
@@ -433,6 +436,9 @@ func writeArchive(cmd *cobra.Command, verb, output string, write func(io.Writer)
 // writeWhole writes a file that has its name only when it is complete.
 func writeWhole(path string, write func(io.Writer) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".matchlock-*")
+	if e, ok := errors.AsType[*fs.PathError](err); ok { // of a file that nobody asked for
+		return fmt.Errorf("--output %q: %w", path, e.Err)
+	}
 	if err != nil {
 		return err
 	}

@@ -140,6 +140,7 @@ use instead of those that are found.`,
 		a.systemCommand(), a.diagnoseCommand(), a.versionCommand(), a.completionCommand(), a.guestCommand(), a.supervisorCommand(), a.manCommand(),
 	)
 	root.AddCommand(a.aliases()...)
+	a.completeRest(root)
 	return root
 }
 

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,7 +43,7 @@ func (f *networkFlags) define(cmd *cobra.Command) {
 		list(fs, "add-host", "add `NAME:IP` to the guest's hosts file", &n.AddHosts, api.ParseHost)
 		list(fs, "resolve", "say what a name is on this host's side, `NAME:IP`", &n.Resolve, api.ParseHost)
 		list(fs, "dns", "resolve names by asking the server at `IP` (default as this host does)", &n.DNS, api.ParseIP)
-		fs.StringVar((*string)(&n.DNSMode), "dns-mode", "", "`MODE` of the addresses that the guest is told: synthetic or real (default synthetic)")
+		choice(fs, "dns-mode", "`MODE` of the addresses that the guest is told: synthetic or real (default synthetic)", &n.DNSMode, api.DNSSynthetic, api.DNSReal)
 		fs.IntVar(&n.MTU, "mtu", 0, "`BYTES` of a packet (default 1500)")
 	})
 	group(cmd, "Secrets and interception", func(fs *pflag.FlagSet) {
@@ -137,6 +139,9 @@ func (a *app) allowListCommand() *cobra.Command {
 				return show(cmd, now, asJSON)
 			},
 		}
+		if c.use == "delete" {
+			sub.ValidArgsFunction = a.completeOf(isAlive, anyNumber, rulesOf)
+		}
 		jsonFlag(sub.Flags(), &asJSON)
 		cmd.AddCommand(sub)
 	}
@@ -152,7 +157,7 @@ func (a *app) secretCommand() *cobra.Command {
 		Long: `Give a secret another value, which holds at once. It is read from this host's environment
 variable NAME, or as the flags say. The former value is still taken out of responses.`,
 		Args:              positional("SANDBOX", "NAME"),
-		ValidArgsFunction: a.completeSandboxes(1, isAlive),
+		ValidArgsFunction: a.completeOf(isAlive, 1, secretsOf),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s := api.Secret{Name: args[1]}
 			switch {
@@ -177,7 +182,7 @@ variable NAME, or as the flags say. The former value is still taken out of respo
 		Short:             "Take a secret's value away",
 		Long:              "Take a secret's value away. Requests that have its placeholder are refused from now on.",
 		Args:              positional("SANDBOX", "NAME"),
-		ValidArgsFunction: a.completeSandboxes(1, isAlive),
+		ValidArgsFunction: a.completeOf(isAlive, 1, secretsOf),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			sb, err := a.options().Attach(cmd.Context(), args[0])
 			if err != nil {
@@ -199,7 +204,7 @@ func (a *app) portCommand() *cobra.Command {
 		Long: `Show which ports of this host lead to a sandbox; with GUESTPORT just where that one is.
 The exit status is 1 when none does.`,
 		Args:              positional("SANDBOX", "[GUESTPORT]"),
-		ValidArgsFunction: a.completeSandboxes(1, isAlive),
+		ValidArgsFunction: a.completeOf(isAlive, 1, portsOf),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			info, err := a.options().Find(cmd.Context(), args[0])
 			if err != nil {
@@ -207,12 +212,16 @@ The exit status is 1 when none does.`,
 			}
 			ports := info.Ports
 			if len(args) == 2 {
-				number, proto, ok := strings.Cut(args[1], "/")
-				if !ok {
-					proto = "tcp"
+				text, proto := args[1], "tcp"
+				if rest, udp := strings.CutSuffix(text, "/udp"); udp {
+					text, proto = rest, "udp"
+				}
+				number, err := strconv.ParseUint(strings.TrimSuffix(text, "/tcp"), 10, 16)
+				if err != nil || number == 0 {
+					return usageError{fmt.Errorf("port: %q: want GUESTPORT[/udp]", args[1]), pathOf(cmd)}
 				}
 				ports = slices.DeleteFunc(slices.Clone(ports), func(p api.PublishedPort) bool {
-					return strconv.Itoa(int(p.GuestPort)) != number || p.Protocol != proto
+					return p.GuestPort != uint16(number) || p.Protocol != proto
 				})
 			}
 			for _, p := range ports {
@@ -235,7 +244,8 @@ The exit status is 1 when none does.`,
 }
 
 func (a *app) portForwardCommand() *cobra.Command {
-	var address string
+	address := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "port-forward [FLAGS] SANDBOX [LOCALPORT:]GUESTPORT…",
 		Short: "Lead ports of this host to a sandbox's localhost, as long as this runs",
@@ -269,13 +279,17 @@ Where it listens is printed. It works without a network, too.`,
 				ready := make(chan net.Addr, 1)
 				failed := make(chan error, 1)
 				go func() {
-					err := sb.ListenFor(ctx, net.JoinHostPort(address, strconv.Itoa(int(p.HostPort))), p.GuestPort, func(at net.Addr) { ready <- at })
+					err := sb.ListenFor(ctx, netip.AddrPortFrom(address, p.HostPort).String(), p.GuestPort, func(at net.Addr) { ready <- at })
 					failed <- err
 					ended <- err
 				}()
 				select {
 				case at := <-ready:
-					fmt.Fprintf(cmd.OutOrStdout(), "%s -> %d\n", at, p.GuestPort)
+					published := api.PublishedPort{GuestPort: p.GuestPort, Protocol: "tcp"}
+					published.Host, err = netip.ParseAddrPort(at.String())
+					if err := errors.Join(err, printEither(cmd.OutOrStdout(), asJSON, published, fmt.Sprintf("%s -> %d", at, p.GuestPort))); err != nil {
+						return err
+					}
 				case err := <-failed:
 					return err
 				}
@@ -289,7 +303,8 @@ Where it listens is printed. It works without a network, too.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&address, "address", "127.0.0.1", "`IP` of this host to listen at")
+	parsed(cmd.Flags(), "address", "", "`IP` of this host to listen at (default 127.0.0.1)", &address, api.ParseIP)
+	jsonFlag(cmd.Flags(), &asJSON)
 	return cmd
 }
 
@@ -317,6 +332,12 @@ and nothing is sent. The exit status is 1 when it would be refused.`,
 			if err := f.into(&config); err != nil {
 				return err
 			}
+			if err := config.Validate(); err != nil {
+				return usageError{err, pathOf(cmd)}
+			}
+			if err := sandbox.CheckUpstreamCA(f.network.UpstreamCA); err != nil {
+				return err
+			}
 			explanation, err := sandbox.Explain(config, args[len(args)-1])
 			if err != nil {
 				return err
@@ -338,6 +359,8 @@ and nothing is sent. The exit status is 1 when it would be refused.`,
 		Short: "Check a file of rules",
 		Long:  "Check a file that --policy would take, and tell of every fault.",
 		Args:  positional("FILE"),
+
+		ValidArgsFunction: files,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			config := api.Config{Image: "none"}
 			if err := sandbox.ApplyPolicy(&config, args[0], nil); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/matchlock/matchlock/internal/image"
 	"github.com/matchlock/matchlock/internal/project"
 	"github.com/matchlock/matchlock/internal/state"
 )
@@ -72,7 +73,8 @@ func (a *app) trustCommand() *cobra.Command {
 now: with what of it reaches beyond the project, which is printed, ` + "`matchlock run`" + ` refuses
 the file otherwise. It is to be trusted again when it, or a file of rules or certificates
 that it names, has changed or is elsewhere.`,
-		Args: positional("[FILE]"),
+		Args:              positional("[FILE]"),
+		ValidArgsFunction: files,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			home, err := state.Find(os.Getenv)
 			if err != nil {
@@ -91,7 +93,7 @@ that it names, has changed or is elsewhere.`,
 			}
 			w := cmd.OutOrStdout()
 			if asJSON {
-				return printJSON(w, trust{file.Path(), !revoke, append([]string{}, file.Reaches()...)})
+				return printJSON(w, trustOf(file, !revoke))
 			}
 			if revoke {
 				return nil
@@ -109,53 +111,65 @@ that it names, has changed or is elsewhere.`,
 	return cmd
 }
 
-// trust is what `matchlock trust --json` prints.
+// trust is what `matchlock trust --json` and `matchlock init --json` print.
 type trust struct {
 	Path    string   `json:"path"`
 	Trusted bool     `json:"trusted"`
 	Reaches []string `json:"reaches"`
 }
 
+func trustOf(file *project.File, trusted bool) trust {
+	return trust{file.Path(), trusted, append([]string{}, file.Reaches()...)}
+}
+
 func (a *app) initCommand() *cobra.Command {
-	var image string
+	var ofImage string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "init [FLAGS] [FOLDER]",
 		Short: "Write a project's file",
 		Long: `Write matchlock.yaml into FOLDER or the present one, for ` + "`matchlock run`" + ` to start the
 project's sandbox by, and trust it as it is. What image it is to be is guessed by the files
 that are there. A matchlock.yaml that is there stays.`,
-		Args: positional("[FOLDER]"),
+		Args:              positional("[FOLDER]"),
+		ValidArgsFunction: folders,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("image") {
+				if err := image.CheckName(ofImage); err != nil {
+					return usageError{fmt.Errorf("--image: %w", err), pathOf(cmd)}
+				}
+			}
 			folder := cmp.Or(append(args, ".")...)
-			text := project.Template(folder, image)
+			text := project.Template(folder, ofImage)
 			path := filepath.Join(folder, project.Name)
 			f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 			if err != nil {
 				return err
 			}
 			_, err = f.WriteString(text)
+			var file *project.File
 			if err = errors.Join(err, f.Close()); err == nil {
-				err = trustNew(path)
+				file, err = trustNew(path)
 			}
 			if err != nil {
 				return errors.Join(err, os.Remove(path))
 			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), printable(path))
-			return err
+			return printEither(cmd.OutOrStdout(), asJSON, trustOf(file, true), printable(path))
 		},
 	}
-	cmd.Flags().StringVar(&image, "image", "", "`IMAGE` of the sandbox (default one that fits the files)")
+	jsonFlag(cmd.Flags(), &asJSON)
+	cmd.Flags().StringVar(&ofImage, "image", "", "`IMAGE` of the sandbox (default one that fits the files)")
 	return cmd
 }
 
-func trustNew(path string) error {
+func trustNew(path string) (*project.File, error) {
 	home, err := state.Find(os.Getenv)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	file, err := project.Read(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return project.Store(home.Trusted()).Trust(file)
+	return file, project.Store(home.Trusted()).Trust(file)
 }

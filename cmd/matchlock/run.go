@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -71,7 +73,7 @@ the one that runs in it, or COMMAND beside what runs.`,
 			}
 			return nil
 		},
-		ValidArgsFunction: a.completeImages(1),
+		ValidArgsFunction: thenFiles(a.completeImages(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.ofProject = f.snapshot == "" && (f.project != "" || len(args) == 0)
 			if f.snapshot == "" && !f.ofProject {
@@ -156,19 +158,48 @@ func machineFlags(fs *pflag.FlagSet, c *api.Config) {
 
 // imageFlags say where the image comes from and what runs it.
 func imageFlags(fs *pflag.FlagSet, c *api.Config, accel *string) {
-	fs.StringVar((*string)(&c.Pull), "pull", "missing", "`WHEN` to ask the registry: missing, always or never")
+	c.Pull, *accel = api.PullMissing, "auto"
+	choice(fs, "pull", "`WHEN` to ask the registry: missing, always or never", &c.Pull, api.PullMissing, api.PullAlways, api.PullNever)
 	fs.StringVar(&c.Platform, "platform", "", "`PLATFORM` of the image, os/arch (default the host's)")
-	fs.StringVar(accel, "accel", "auto", "`HOW` the machine runs: auto, kvm or tcg")
+	choice(fs, "accel", "`HOW` the machine runs: auto, kvm or tcg", accel, accels...)
 }
 
+// accels are what --accel takes.
+var accels = []string{"auto", "kvm", "tcg"}
+
 func completeImageFlags(cmd *cobra.Command) {
-	complete(cmd, "accel", "auto", "kvm", "tcg")
+	complete(cmd, "accel", accels...)
 	complete(cmd, "pull", string(api.PullMissing), string(api.PullAlways), string(api.PullNever))
 }
 
 // parsed defines a flag whose value parse turns into what target holds.
 func parsed[T any](fs *pflag.FlagSet, name, short, usage string, target *T, parse func(string) (T, error)) {
 	fs.VarP(&value[T]{set: func(v T) { *target = v }, parse: parse}, name, short, usage)
+}
+
+// choice defines a flag that takes one of some words; what target holds is the default.
+func choice[T ~string](fs *pflag.FlagSet, name, usage string, target *T, words ...T) {
+	fs.Var(&value[T]{text: string(*target), set: func(v T) { *target = v }, parse: func(text string) (T, error) {
+		if slices.Contains(words, T(text)) {
+			return T(text), nil
+		}
+		return "", fmt.Errorf("want %s", oneOf(words))
+	}}, name, usage)
+}
+
+// oneOf says words as people do: "a, b or c".
+func oneOf[T ~string](words []T) string {
+	var s strings.Builder
+	for i, w := range words {
+		switch {
+		case i > 0 && i == len(words)-1:
+			s.WriteString(" or ")
+		case i > 0:
+			s.WriteString(", ")
+		}
+		s.WriteString(string(w))
+	}
+	return s.String()
 }
 
 // list defines a flag that may be repeated.

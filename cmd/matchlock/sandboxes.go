@@ -496,11 +496,11 @@ func anyStatus(api.Info) bool    { return true }
 func isAlive(info api.Info) bool { return info.Status.Alive() }
 
 // completeSandboxes completes arguments that are sandboxes: the first n, all when
-// n is negative. What follows is for the shell.
+// n is negative.
 func (a *app) completeSandboxes(n int, which func(api.Info) bool) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if n >= 0 && len(args) >= n {
-			return nil, cobra.ShellCompDirectiveDefault
+			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		list, err := a.options().List(cmd.Context())
 		if err != nil {

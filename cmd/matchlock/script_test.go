@@ -68,7 +68,6 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("REGISTRY", host)
-			env.Setenv("ARCH", runtime.GOARCH)
 			env.Setenv(inProcess, "1")
 			if err := setUp(env); err != nil {
 				return err
@@ -135,6 +134,7 @@ func TestScriptsInVM(t *testing.T) {
 func setUp(env *testscript.Env) error {
 	env.Setenv("MATCHLOCK_HOME", filepath.Join(env.WorkDir, "home"))
 	env.Setenv("TERM", "xterm")
+	env.Setenv("ARCH", runtime.GOARCH)
 	env.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector's second, once for each program run
 	return nil
 }

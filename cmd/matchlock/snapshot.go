@@ -163,8 +163,9 @@ func (a *app) snapshotRemoveCommand() *cobra.Command {
 
 // removeCommand removes what has each name.
 func removeCommand(short, long string, complete cobra.CompletionFunc, remove func(ctx context.Context, name string) error) *cobra.Command {
-	return &cobra.Command{
-		Use:               "rm NAME…",
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:               "rm [FLAGS] NAME…",
 		Aliases:           []string{"remove"},
 		Short:             short,
 		Long:              long,
@@ -175,11 +176,17 @@ func removeCommand(short, long string, complete cobra.CompletionFunc, remove fun
 				if err := remove(cmd.Context(), name); err != nil {
 					return err
 				}
-				_, err := fmt.Fprintln(cmd.OutOrStdout(), name)
-				return err
+				return printEither(cmd.OutOrStdout(), asJSON, removed{name}, name)
 			})
 		},
 	}
+	jsonFlag(cmd.Flags(), &asJSON)
+	return cmd
+}
+
+// removed is what `rm --json` tells of a thing that is gone.
+type removed struct {
+	Name string `json:"name"`
 }
 
 func (a *app) snapshotExportCommand() *cobra.Command {
@@ -219,7 +226,8 @@ The sums do not say who made it. What goes on from it runs what is in its memory
 QEMU reads a state of devices that came with it: import what you trust.`,
 		Example: `  matchlock snapshot import prepared prepared.snapshot
   matchlock run --snapshot prepared`,
-		Args: positional("NAME", "[FILE]"),
+		Args:              positional("NAME", "[FILE]"),
+		ValidArgsFunction: thenFiles(nothing),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in := os.Stdin
 			if len(args) == 2 && args[1] != "-" {
@@ -262,7 +270,7 @@ func each(ctx context.Context, names []string, do func(name string) error) error
 func (a *app) completeSnapshots(n int) cobra.CompletionFunc {
 	return func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if n >= 0 && len(args) >= n {
-			return nil, cobra.ShellCompDirectiveDefault
+			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		snapshots, err := a.options().Snapshots()
 		if err != nil {

@@ -37,7 +37,8 @@ func (a *app) volumeCreateCommand() *cobra.Command {
 to root. The host's disk is used only as it is written.`,
 		Example: `  matchlock volume create data
   matchlock volume create --size 50g models`,
-		Args: positional("NAME"),
+		Args:              positional("NAME"),
+		ValidArgsFunction: nothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v, err := untilDone(cmd.Context(), func(ctx context.Context) (api.Volume, error) {
 				return a.options().CreateVolume(ctx, args[0], size)
@@ -92,7 +93,7 @@ ext4 image, if its path has a slash. A volume that a sandbox writes to is not co
 		Example: `  matchlock volume cp data data-before
   matchlock volume cp data ./data.ext4`,
 		Args:              positional("SRC", "DST"),
-		ValidArgsFunction: a.completeVolumes(1),
+		ValidArgsFunction: thenFiles(a.completeVolumes(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			v, err := untilDone(cmd.Context(), func(ctx context.Context) (api.Volume, error) {
 				return a.options().CopyVolume(ctx, args[0], args[1])
@@ -111,7 +112,7 @@ ext4 image, if its path has a slash. A volume that a sandbox writes to is not co
 func (a *app) completeVolumes(n int) cobra.CompletionFunc {
 	return func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if n >= 0 && len(args) >= n {
-			return nil, cobra.ShellCompDirectiveDefault
+			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		volumes, err := a.options().Volumes()
 		if err != nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"strings"
 
@@ -85,7 +84,7 @@ follow it elsewhere, or the host has changed the file too.`,
 	mountFlag(cmd.Flags(), &target)
 	cmd.Flags().BoolVarP(&asPatch, "patch", "p", false, "as a patch, for reading and for \"git apply\"")
 	jsonFlag(cmd.Flags(), &asJSON)
-	cmd.MarkFlagsMutuallyExclusive("patch", "json")
+	onlyOne(cmd, "patch", "json")
 	return cmd
 }
 
@@ -138,6 +137,7 @@ is applied: see "matchlock workspace diff".`,
 
 func (a *app) workspaceDiscardCommand() *cobra.Command {
 	var target string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:               "discard [FLAGS] SANDBOX",
 		Short:             "Forget what it changed",
@@ -145,13 +145,17 @@ func (a *app) workspaceDiscardCommand() *cobra.Command {
 		Args:              positional("SANDBOX"),
 		ValidArgsFunction: a.completeSandboxes(1, anyStatus),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := a.options().Overlay(args[0], target).Discard(cmd.Context()); err != nil {
+			info, err := a.options().Find(cmd.Context(), args[0])
+			if err != nil {
 				return err
 			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), args[0])
-			return err
+			if err := a.options().Overlay(info.ID, target).Discard(cmd.Context()); err != nil {
+				return err
+			}
+			return printEither(cmd.OutOrStdout(), asJSON, info, args[0])
 		},
 	}
 	mountFlag(cmd.Flags(), &target)
+	jsonFlag(cmd.Flags(), &asJSON)
 	return cmd
 }
