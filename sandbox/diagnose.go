@@ -25,9 +25,10 @@ type Status string
 
 // The statuses. Sandboxes run where nothing is Fail.
 const (
-	OK   Status = "ok"
-	Warn Status = "warn" // it will do, but the user should know
-	Fail Status = "fail"
+	OK    Status = "ok"
+	Warn  Status = "warn" // it will do, but the user should know
+	Fail  Status = "fail"
+	Fixed Status = "fixed" // Repair mended it
 )
 
 // Finding is one thing that sandboxes need, as it is on this host.
@@ -60,6 +61,7 @@ func Diagnose(ctx context.Context, o Options) []Finding {
 	d.checkQEMU(ctx, home.Cache)
 	d.checkKernel(home)
 	d.checkScratch(ctx, home)
+	d.checkRemains(home)
 	d.checkSpace(home.Data, home.State)
 	d.checkMemory()
 	return d.findings
@@ -110,14 +112,17 @@ func (d *diagnosis) checkQEMU(ctx context.Context, cache string) {
 	default:
 		d.add("accelerator", Warn,
 			"TCG ("+host.Accel.Reason+"): slow, and QEMU's makers do not call it a security boundary",
-			"use a host whose /dev/kvm works and is open to you, most often by the group kvm")
+			openKVMCommand())
 	}
 }
 
 // checkJail confines a QEMU as a sandbox would.
 func (d *diagnosis) checkJail(ctx context.Context, cache string) {
 	applied, missing, err := qemu.New(qemu.Options{CacheDir: cache, Guest: d.guest, Logger: d.Logger}).InspectJail(ctx)
+	command := namespacesCommand(os.ReadFile)
 	switch {
+	case err != nil && command != "" && errors.Is(err, qemu.ErrUnconfined):
+		d.add("jail", Fail, err.Error(), command+"; or `matchlock run --no-jail`, which does without")
 	case err != nil:
 		d.fail("jail", err)
 	case len(missing) == 0:
@@ -127,7 +132,10 @@ func (d *diagnosis) checkJail(ctx context.Context, cache string) {
 		if slices.ContainsFunc(missing, func(m string) bool { return !strings.HasPrefix(m, "cgroup: ") }) {
 			status = Warn
 		}
-		d.add("jail", status, fmt.Sprintf("the hypervisor is held by %s; missing: %s", strings.Join(applied, ", "), strings.Join(missing, "; ")), "")
+		if status == OK {
+			command = ""
+		}
+		d.add("jail", status, fmt.Sprintf("the hypervisor is held by %s; missing: %s", strings.Join(applied, ", "), strings.Join(missing, "; ")), command)
 	}
 }
 

@@ -90,15 +90,15 @@ func withHint(err error) error {
 	)
 	switch {
 	case errors.As(err, &tool):
-		return &hintError{err, "apt-get install " + tool.Package}
+		return &hintError{err, installCommand(tool.Package)}
 	case errors.As(err, &version):
-		return &hintError{err, fmt.Sprintf("install QEMU %s or later, or name one in MATCHLOCK_QEMU", version.Needed)}
+		return &hintError{err, fmt.Sprintf("%s, if that has QEMU %s or later; or name one in MATCHLOCK_QEMU", installCommand(qemuPackage), version.Needed)}
 	case errors.As(err, &differs):
 		return &hintError{err, "a snapshot goes on only where that is the same; make it anew from its image here"}
 	case errors.Is(err, qemu.ErrUnconfined):
 		return &hintError{err, "`matchlock run --no-jail` does without; what runs in the guest is then one fault of QEMU away from all that you may do"}
 	case errors.Is(err, qemu.ErrNoQEMU):
-		return &hintError{err, "apt-get install qemu-system-x86, or name one in MATCHLOCK_QEMU"}
+		return &hintError{err, installCommand(qemuPackage) + ", or name one in MATCHLOCK_QEMU"}
 	}
 	return err
 }

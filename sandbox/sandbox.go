@@ -281,15 +281,17 @@ func (o Options) withDefaults() Options {
 
 // home finds and checks the folders that Options.Home or the environment names.
 func (o Options) home() (home state.Home, err error) {
-	if o.Home != "" {
-		home, err = state.At(o.Home)
-	} else {
-		home, err = state.Find(os.Getenv)
-	}
-	if err != nil {
+	if home, err = o.findHome(); err != nil {
 		return state.Home{}, err
 	}
 	return home, home.Open()
+}
+
+func (o Options) findHome() (state.Home, error) {
+	if o.Home != "" {
+		return state.At(o.Home)
+	}
+	return state.Find(os.Getenv)
 }
 
 // ID is the sandbox's id: 12 characters of [a-z0-9].

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -23,10 +25,11 @@ import (
 type bars struct {
 	out *os.File // nil: nobody looks
 
-	mu    sync.Mutex
-	tasks []sandbox.Progress
-	drawn int // lines on the terminal
-	last  time.Time
+	mu     sync.Mutex
+	tasks  []sandbox.Progress
+	drawn  int // lines on the terminal
+	last   time.Time
+	closed bool // who goes on with a task is not looked at any more
 }
 
 const (
@@ -34,6 +37,31 @@ const (
 	maxBars     = 8 // lines at once
 	barWidth    = 24
 )
+
+// stderr is standard error for what we say ourselves, in whole lines, while it is not
+// ours alone: they stand above bars, and begin at the left of a terminal that is raw.
+type stderr struct {
+	bars atomic.Pointer[bars]
+	raw  atomic.Bool
+}
+
+func (s *stderr) Write(p []byte) (int, error) {
+	if b := s.bars.Load(); b != nil && b.writeAbove(p) {
+		return len(p), nil
+	}
+	if s.raw.Load() {
+		os.Stderr.Write(bytes.ReplaceAll(p, []byte("\n"), []byte("\r\n"))) // a terminal that is gone shows nothing
+		return len(p), nil
+	}
+	return os.Stderr.Write(p)
+}
+
+// newBars returns those of a command, which has one at a time.
+func (a *app) newBars() *bars {
+	b := newBars(os.Stderr)
+	a.stderr.bars.Store(b)
+	return b
+}
 
 func newBars(out *os.File) *bars {
 	if !isTerminal(out) || os.Getenv("TERM") == "dumb" {
@@ -49,6 +77,9 @@ func (b *bars) progress(p sandbox.Progress) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.closed {
+		return
+	}
 	i := slices.IndexFunc(b.tasks, func(t sandbox.Progress) bool { return t.Task == p.Task })
 	switch {
 	case p.Ended && i >= 0:
@@ -78,8 +109,25 @@ func (b *bars) close() {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.tasks = nil
+	b.tasks, b.closed = nil, true
 	b.draw(nil)
+}
+
+// writeAbove writes whole lines where the bars are, and those below. It does nothing
+// when there are none.
+func (b *bars) writeAbove(p []byte) bool {
+	if b.out == nil {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return false
+	}
+	b.draw(nil)
+	b.out.Write(p) // a terminal that is gone shows nothing
+	b.draw(b.tasks)
+	return true
 }
 
 // draw replaces what is on the terminal.

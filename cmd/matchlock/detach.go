@@ -130,7 +130,7 @@ func (a *app) superviseSandbox(ctx context.Context, o order) error {
 		io.Copy(io.Discard, os.Stdin) // nothing comes but the end
 		given(errors.New("given up"))
 	}()
-	bars := newBars(os.Stderr)
+	bars := a.newBars()
 	defer bars.close()
 	options := a.options()
 	if a.logLevel == defaultLogLevel {
@@ -140,7 +140,7 @@ func (a *app) superviseSandbox(ctx context.Context, o order) error {
 	options.NoJail = o.NoJail
 	options.Progress = bars.progress
 	if o.Timing {
-		options.Timing = printTiming
+		options.Timing = a.printTiming
 	}
 	sb, err := o.carryOut(startCtx, options)
 	bars.close()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"runtime"
@@ -14,18 +15,36 @@ import (
 )
 
 func (a *app) diagnoseCommand() *cobra.Command {
-	var asJSON bool
+	var asJSON, fix bool
 	accel := "auto"
 	cmd := &cobra.Command{
 		Use:   "diagnose [FLAGS]",
 		Short: "Tell whether this host can run sandboxes, and what to do if not",
 		Long: `Tell whether this host can run sandboxes, and what to do if not. The exit status is 1
-when something is missing; warnings do not count.`,
+when something is missing; warnings do not count.
+
+With --fix it first mends what can be mended without a question, and says what that was:
+folders of matchlock's that others may write, what killed processes and damaged templates
+have left, a kernel or an initramfs that is not there yet. Nothing else is changed: what is
+for root or a package manager to do stays a command for you to type.`,
+		Example: `  matchlock diagnose
+  matchlock diagnose --fix --json | jq -r 'select(.status == "fail") | .fix'`,
 		Args: positional(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			options := a.options()
 			options.Accel = accel
-			findings := sandbox.Diagnose(cmd.Context(), options)
+			bars := a.newBars()
+			defer bars.close()
+			options.Progress = bars.progress
+			look := sandbox.Diagnose
+			if fix {
+				look = sandbox.Repair
+			}
+			findings := look(cmd.Context(), options)
+			bars.close()
+			if err := context.Cause(cmd.Context()); err != nil {
+				return err
+			}
 			if err := printFindings(cmd.OutOrStdout(), findings, asJSON); err != nil {
 				return err
 			}
@@ -36,6 +55,7 @@ when something is missing; warnings do not count.`,
 		},
 	}
 	jsonFlag(cmd.Flags(), &asJSON)
+	cmd.Flags().BoolVar(&fix, "fix", false, "mend what needs no question, first")
 	choice(cmd.Flags(), "accel", "`HOW` machines are to run: auto, kvm or tcg", &accel, accels...)
 	complete(cmd, "accel", accels...)
 	return cmd

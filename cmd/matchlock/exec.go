@@ -101,7 +101,7 @@ func (a *app) exec(cmd *cobra.Command, f *execFlags, ref string, argv []string) 
 		}))
 	}
 	dropSIGPIPE()
-	return foreground(cmd.Context(), f.stdio(), func(ctx context.Context) *sandbox.Cmd {
+	return a.foreground(cmd.Context(), f.stdio(), func(ctx context.Context) *sandbox.Cmd {
 		c := sb.Command(ctx, argv[0], argv[1:]...)
 		c.Dir, c.User, c.Timeout = f.dir, f.user, f.timeout
 		for name, value := range env {
@@ -138,7 +138,7 @@ The keys ctrl-p ctrl-q, on a terminal, let go of it again; so does the end of th
 			flags := stdioFlags{interactive: info.Stdin && !noStdin, tty: info.Tty, noTTY: !info.Tty}
 			stdio := flags.stdio()
 			stdio.hold, stdio.detach = true, detachKeys
-			err = foreground(cmd.Context(), stdio, sb.Main)
+			err = a.foreground(cmd.Context(), stdio, sb.Main)
 			if errors.Is(err, errDetached) {
 				fmt.Fprintf(os.Stderr, "\r\nmatchlock: detached from %s, which runs on\n", info.Name)
 				return nil

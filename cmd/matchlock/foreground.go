@@ -26,7 +26,8 @@ func (a *app) dropCapabilities() {
 
 // foreground runs a command to its end, on our input, output and terminal as
 // stdio says. prepare makes it; the context that it is given ends the command.
-func foreground(ctx context.Context, stdio stdio, prepare func(context.Context) *sandbox.Cmd) error {
+func (a *app) foreground(ctx context.Context, stdio stdio, prepare func(context.Context) *sandbox.Cmd) error {
+	stdio.stderr = &a.stderr
 	// From now on signals are kept, for relay to pass on. One that came before
 	// ends ctx, and with it the start.
 	signals := make(chan os.Signal, 16)

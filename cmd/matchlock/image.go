@@ -84,7 +84,7 @@ fetched again; a name with a digest gets exactly that image.`,
 		Args:              positional("IMAGE"),
 		ValidArgsFunction: a.completeImages(1),
 		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
-			return f.take(cmd, func(ctx context.Context, progress image.Progress) (*image.Image, error) {
+			return a.take(cmd, &f, func(ctx context.Context, progress image.Progress) (*image.Image, error) {
 				return store.Pull(ctx, args[0], image.PullOptions{Platform: f.platform, MaxBytes: f.maxSize, Progress: progress})
 			})
 		}),
@@ -94,8 +94,8 @@ fetched again; a name with a digest gets exactly that image.`,
 }
 
 // take brings an image into the store, under bars, and prints what it is.
-func (f *intakeFlags) take(cmd *cobra.Command, from func(context.Context, image.Progress) (*image.Image, error)) error {
-	bars := newBars(os.Stderr)
+func (a *app) take(cmd *cobra.Command, f *intakeFlags, from func(context.Context, image.Progress) (*image.Image, error)) error {
+	bars := a.newBars()
 	defer bars.close()
 	img, err := untilDone(cmd.Context(), func(ctx context.Context) (*image.Image, error) { return from(ctx, bars.layer) })
 	if err != nil {
@@ -127,7 +127,7 @@ A root file system runs /bin/sh unless --change says otherwise.`,
 		Args:              positional("NAME", "[FILE]"),
 		ValidArgsFunction: thenFiles(a.completeImages(1)),
 		RunE: a.onStore(func(cmd *cobra.Command, store *image.Store, args []string) error {
-			return f.take(cmd, func(ctx context.Context, progress image.Progress) (*image.Image, error) {
+			return a.take(cmd, &f, func(ctx context.Context, progress image.Progress) (*image.Image, error) {
 				options := image.ImportOptions{Changes: changes, Platform: f.platform, MaxBytes: f.maxSize, Progress: progress}
 				if len(args) == 2 && args[1] != "-" {
 					return store.ImportPath(ctx, args[0], args[1], options)

@@ -100,6 +100,7 @@ func run(args []string) int {
 type app struct {
 	logLevel, logFormat string
 	logger              *slog.Logger
+	stderr              stderr
 }
 
 // command returns the tree of all commands.
@@ -156,9 +157,9 @@ func (a *app) openLog() error {
 	options := &slog.HandlerOptions{Level: level}
 	switch a.logFormat {
 	case "text":
-		a.logger = slog.New(slog.NewTextHandler(os.Stderr, options))
+		a.logger = slog.New(slog.NewTextHandler(&a.stderr, options))
 	case "json":
-		a.logger = slog.New(slog.NewJSONHandler(os.Stderr, options))
+		a.logger = slog.New(slog.NewJSONHandler(&a.stderr, options))
 	default:
 		return usageError{fmt.Errorf("--log-format %q: want text or json", a.logFormat), ""}
 	}

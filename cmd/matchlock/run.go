@@ -376,7 +376,7 @@ func (a *app) runForeground(cmd *cobra.Command, f *runFlags, goesOn bool, begin 
 	dropSIGPIPE()
 	a.dropCapabilities()
 	stdio := f.stdio()
-	bars := newBars(os.Stderr)
+	bars := a.newBars()
 	defer bars.close()
 	options := a.options()
 	options.Name, options.Keep = f.name, !f.remove
@@ -384,7 +384,7 @@ func (a *app) runForeground(cmd *cobra.Command, f *runFlags, goesOn bool, begin 
 	options.NeedCommand = true
 	options.Progress = bars.progress
 	if f.timing {
-		options.Timing, options.Blocks = printTiming, printBlocks
+		options.Timing, options.Blocks = a.printTiming, a.printBlocks
 	}
 
 	began := time.Now()
@@ -408,22 +408,24 @@ func (a *app) runForeground(cmd *cobra.Command, f *runFlags, goesOn bool, begin 
 		}
 	}
 	commandBegan := time.Now()
-	err = foreground(cmd.Context(), stdio, prepare)
+	err = a.foreground(cmd.Context(), stdio, prepare)
 	if f.timing {
-		printTiming("command", time.Since(commandBegan))
+		a.printTiming("command", time.Since(commandBegan))
 	}
 	err = errors.Join(err, sb.Close())
 	if f.timing {
-		printTiming("total", time.Since(began))
+		a.printTiming("total", time.Since(began))
 	}
 	return err
 }
 
-func printTiming(phase string, took time.Duration) {
-	fmt.Fprintf(os.Stderr, "matchlock: timing: %-8s %8.1f ms\n", phase, float64(took.Microseconds())/1000)
+func (a *app) printTiming(phase string, took time.Duration) {
+	fmt.Fprintf(&a.stderr, "matchlock: timing: %-8s %8.1f ms\n", phase, float64(took.Microseconds())/1000)
 }
 
-func printBlocks(n int) { fmt.Fprintf(os.Stderr, "matchlock: timing: %-8s %8d\n", "blocks", n) }
+func (a *app) printBlocks(n int) {
+	fmt.Fprintf(&a.stderr, "matchlock: timing: %-8s %8d\n", "blocks", n)
+}
 
 // environment joins env files and single variables; later ones win.
 func environment(files, single []string, lookup func(string) (string, bool), command string) (map[string]string, error) {

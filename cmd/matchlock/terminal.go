@@ -24,6 +24,8 @@ type stdio struct {
 	tty bool // the command has a terminal
 	raw bool // our own terminal passes all keys to it
 
+	stderr *stderr // what we say meanwhile
+
 	hold   bool   // the command is not this program's: to let go of it does not end it
 	detach []byte // the keys that let go of it; nil: there are none
 }
@@ -79,7 +81,11 @@ func (s stdio) connect(cmd *sandbox.Cmd, end context.CancelCauseFunc) (restore f
 	if err != nil {
 		return nil, err
 	}
-	return sync.OnceFunc(func() { term.Restore(fd, before) }), nil // a terminal that is gone needs none
+	s.stderr.raw.Store(true)
+	return sync.OnceFunc(func() {
+		s.stderr.raw.Store(false)
+		term.Restore(fd, before) // a terminal that is gone needs none
+	}), nil
 }
 
 // resize gives the command's terminal the size of ours.

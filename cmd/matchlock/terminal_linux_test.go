@@ -1,17 +1,26 @@
 package main
 
 import (
+	"archive/tar"
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/matchlock/matchlock/sandbox"
 )
 
 // The tests of this file run the program as somebody does who sits at a terminal.
@@ -313,4 +322,275 @@ func TestCommandsAtTerminal(t *testing.T) {
 	c = d.call(t, "cp", "web:/etc/hostname", "-")
 	c.expect(t, "matchlock: error: cp: standard output is a terminal; redirect the archive\r\n")
 	c.ends(t, 125)
+}
+
+// However a command ends, and whoever ends it, the terminal is as it was.
+func TestTerminalIsGivenBack(t *testing.T) {
+	const deaf = `trap "" TERM HUP INT; ` + reader
+	run := []string{"run", "-it", "--name", "web", "box", "sh", "-c"}
+	for _, tt := range []struct {
+		name   string
+		args   []string // of what is at the terminal; without one the sandbox runs already
+		script string
+		end    func(t *testing.T, d *desk, c *call)
+		status int
+	}{
+		{"run, killed", run, reader, func(t *testing.T, d *desk, _ *call) { d.matchlock(t, "kill", "web") }, 137},
+		{"run, removed", run, reader, func(t *testing.T, d *desk, _ *call) { d.matchlock(t, "rm", "-f", "web") }, 125},
+		{"run, SIGTERM", run, reader, signalled(syscall.SIGTERM), 143},
+		{"run, SIGHUP", run, reader, signalled(syscall.SIGHUP), 129},
+		{"run, SIGTERM twice", run, deaf, signalled(syscall.SIGTERM, syscall.SIGTERM), 143},
+		{"attach, SIGTERM", []string{"attach", "web"}, reader, signalled(syscall.SIGTERM), 143},
+		{"attach, SIGHUP", []string{"attach", "web"}, deaf, signalled(syscall.SIGHUP), 129},
+		{"attach, its supervisor killed", []string{"attach", "web"}, deaf, supervisorKilled, 125},
+		{"exec, its supervisor killed", []string{"exec", "-it", "web", "sh", "-c", deaf}, deaf, supervisorKilled, 125},
+		{"exec, SIGTERM", []string{"exec", "-it", "web", "sh", "-c", reader}, deaf, signalled(syscall.SIGTERM), 143},
+		{"shell, removed", []string{"shell", "web"}, deaf, func(t *testing.T, d *desk, _ *call) { d.matchlock(t, "rm", "-f", "web") }, 125},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := sitDown(t)
+			args := tt.args
+			if args[0] == "run" {
+				args = append(slices.Clone(args), tt.script)
+			} else {
+				d.matchlock(t, "run", "-dit", "--name", "web", "box", "sh", "-c", tt.script)
+			}
+			c := d.call(t, args...)
+			if args[0] == "shell" {
+				c.type1(t, reader+"\r")
+			}
+			c.type1(t, "hello\r")
+			c.expect(t, "got hello,")
+			if d.currentMode(t) == d.mode {
+				t.Error("the terminal is not raw")
+			}
+			tt.end(t, d, c)
+			c.ends(t, tt.status)
+		})
+	}
+}
+
+func signalled(signals ...syscall.Signal) func(*testing.T, *desk, *call) {
+	return func(t *testing.T, _ *desk, c *call) {
+		t.Helper()
+		for i, s := range signals {
+			if i > 0 {
+				time.Sleep(20 * time.Millisecond) // two at once are one
+			}
+			if err := c.cmd.Process.Signal(s); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func supervisorKilled(t *testing.T, d *desk, c *call) {
+	t.Helper()
+	var info struct{ PID int }
+	if err := json.Unmarshal([]byte(d.matchlock(t, "inspect", "--json", "web")), &info); err != nil || info.PID <= 1 {
+		t.Fatal(info, err)
+	}
+	if err := syscall.Kill(info.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	c.expect(t, "matchlock: error: ")
+}
+
+// A terminal that changes its size tells whoever is at it.
+func TestRunResized(t *testing.T) {
+	d := sitDown(t)
+	c := d.call(t, "run", "box", "sh", "-c", `trap 'stty size' WINCH; echo ready; while :; do sleep 0.02; done`)
+	c.expect(t, "ready\r\n")
+	d.resize(t, 40, 120)
+	c.expect(t, "40 120\r\n")
+	d.resize(t, 24, 80)
+	c.expect(t, "24 80\r\n")
+	c.type1(t, "\x03")
+	c.ends(t, 130)
+}
+
+// What a command says last is there, however short it is.
+func TestNoLineIsLost(t *testing.T) {
+	d := sitDown(t)
+	d.matchlock(t, "run", "-d", "--name", "web", "--entrypoint", "", "box")
+	for i := range 100 {
+		args := []string{"run", "box"}
+		if i%2 == 1 {
+			args = []string{"exec", "web"}
+		}
+		line := "the last of " + strconv.Itoa(i)
+		c := d.call(t, append(args, "sh", "-c", "echo first; printf '"+line+"'")...)
+		c.ends(t, 0)
+		c.expect(t, "first\r\n"+line)
+		if out := d.matchlock(t, append(args, "printf", line)...); strings.TrimSpace(out) != line { // without a terminal
+			t.Fatalf("%q: said %q", args, out)
+		}
+	}
+}
+
+// rest is what is on the screen that was not expected, when the program has ended.
+func (c *call) rest(t *testing.T) string {
+	t.Helper()
+	c.screen.SetReadDeadline(time.Now().Add(50 * time.Millisecond)) // it is all there
+	said, _ := io.ReadAll(c.screen)
+	return c.said.String() + string(said)
+}
+
+// Bars are drawn on a terminal, and nothing is left of them: no line, no colour, and the
+// cursor is where it was. Elsewhere there are none.
+func TestBarsAtTerminal(t *testing.T) {
+	d := sitDown(t)
+	archive := filepath.Join(t.TempDir(), "rootfs.tar")
+	if out, err := exec.Command("tar", "cf", archive, "-C", "testdata", ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	c := d.call(t, "image", "import", "big", archive)
+	c.ends(t, 0)
+	said := c.rest(t)
+	if !strings.Contains(said, "\x1b[1A\r\x1b[J") {
+		t.Errorf("no bar was drawn and taken away: %q", said)
+	}
+	if got := onScreen(said); !strings.HasPrefix(got, "big sha256:") || strings.Count(got, "\n") != 1 {
+		t.Errorf("on the screen is %q", got)
+	}
+	if colours.MatchString(said) {
+		t.Errorf("colours, or a hidden cursor: %q", said)
+	}
+	for _, env := range []string{"TERM=dumb", "NO_COLOR=1"} {
+		d.env = append(d.env, env)
+		c = d.call(t, "image", "import", "big", archive)
+		c.ends(t, 0)
+		if said := c.rest(t); colours.MatchString(said) || env == "TERM=dumb" && strings.Contains(said, "\x1b") {
+			t.Errorf("with %s: %q", env, said)
+		}
+	}
+	d.env = d.env[:len(d.env)-2]
+	if said := d.matchlock(t, "image", "import", "big", archive); strings.Contains(said, "\x1b") || strings.Contains(said, "\r") {
+		t.Errorf("without a terminal: %q", said)
+	}
+}
+
+// What we say ourselves begins at the left, though the terminal is a command's.
+func TestLinesAtRawTerminal(t *testing.T) {
+	d := sitDown(t)
+	in, out, stderr := os.Stdin, os.Stdout, os.Stderr
+	defer func() { os.Stdin, os.Stdout, os.Stderr = in, out, stderr }()
+	os.Stdin, os.Stdout, os.Stderr = d.slave, d.slave, d.slave
+	a := &app{}
+	restore, err := stdio{in: true, tty: true, raw: true, stderr: &a.stderr}.connect(&sandbox.Cmd{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.currentMode(t) == d.mode {
+		t.Error("the terminal is not raw")
+	}
+	io.WriteString(&a.stderr, "one\ntwo\n")
+	restore()
+	restore() // as often as one likes
+	if d.currentMode(t) != d.mode {
+		t.Error("the terminal is not as it was")
+	}
+	io.WriteString(&a.stderr, "three\n")
+	if said := (&call{desk: d}).rest(t); said != "one\r\ntwo\r\nthree\r\n" {
+		t.Errorf("said %q", said)
+	}
+}
+
+// Lines stand above bars, and who goes on when they are closed draws none.
+func TestLinesAmongBars(t *testing.T) {
+	d := sitDown(t)
+	c := &call{desk: d}
+	t.Setenv("TERM", "xterm")
+	a := &app{}
+	b := newBars(d.slave)
+	a.stderr.bars.Store(b)
+	b.progress(sandbox.Progress{Task: "kernel", Done: 1 << 20})
+	io.WriteString(&a.stderr, "a warning\n")
+	if got := onScreen(c.expect(t, "kernel") + c.expect(t, "kernel") + "kernel"); got != "a warning\nkernel" {
+		t.Errorf("on the screen is %q", got)
+	}
+	b.close()
+	b.progress(sandbox.Progress{Task: "kernel", Done: 2 << 20})
+	if said := c.rest(t); strings.Contains(said, "2 MiB") {
+		t.Errorf("a bar was drawn when all was over: %q", said)
+	}
+}
+
+// ^C while a bar is drawn leaves a clean line, though what it tells of may hang.
+func TestBarsInterrupted(t *testing.T) {
+	for _, hangs := range []bool{false, true} {
+		t.Run(fmt.Sprintf("hangs=%v", hangs), func(t *testing.T) {
+			d := sitDown(t)
+			in, feed, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := &call{desk: d, args: []string{"image", "import", "big"}, cmd: exec.Command("matchlock", "image", "import", "big")}
+			c.cmd.Env = d.env
+			c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = in, d.slave, d.slave
+			c.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 1}
+			if err := c.cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			in.Close()
+			t.Cleanup(func() { c.cmd.Process.Kill() }) // in vain when all is well
+			seen := make(chan struct{})
+			var feeding sync.WaitGroup
+			feeding.Go(func() {
+				w := tar.NewWriter(feed)
+				err := w.WriteHeader(&tar.Header{Name: "file", Mode: 0o600, Size: 1 << 30})
+				for err == nil {
+					select {
+					case <-seen:
+						if hangs {
+							return
+						}
+					case <-time.After(time.Millisecond):
+					}
+					_, err = w.Write(make([]byte, 1<<16))
+				}
+			})
+			before := c.expect(t, " MiB")
+			close(seen)
+			c.type1(t, "\x03")
+			c.ends(t, 130)
+			feeding.Wait()
+			feed.Close()
+			said := before + " MiB" + c.rest(t)
+			if got := onScreen(said); got != "" {
+				t.Errorf("on the screen is %q, of %q", got, said)
+			}
+			if colours.MatchString(said) {
+				t.Errorf("colours, or a hidden cursor: %q", said)
+			}
+		})
+	}
+}
+
+// colours are sequences that set them, or hide the cursor (ECMA-48, xterm).
+var colours = regexp.MustCompile(`\x1b\[([0-9;]*m|\?25l)`)
+
+// onScreen is what is to be seen of a text that moves up lines and erases below.
+func onScreen(said string) string {
+	lines := []string{""}
+	for said != "" {
+		var up int
+		switch {
+		case strings.HasPrefix(said, "\x1b[J"):
+			said = said[3:]
+			lines[len(lines)-1] = ""
+		case strings.HasPrefix(said, "\x1b["):
+			fmt.Sscanf(said, "\x1b[%dA", &up)
+			lines = lines[:max(1, len(lines)-up)]
+			_, said, _ = strings.Cut(said, "A")
+		case said[0] == '\n':
+			lines, said = append(lines, ""), said[1:]
+		default:
+			if said[0] != '\r' {
+				lines[len(lines)-1] += said[:1]
+			}
+			said = said[1:]
+		}
+	}
+	return strings.Join(lines, "\n")
 }

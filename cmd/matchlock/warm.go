@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -66,7 +65,7 @@ An image that is not in the local store is pulled.`,
 }
 
 func (a *app) warm(cmd *cobra.Command, accel string, config api.Config) (made bool, err error) {
-	bars := newBars(os.Stderr)
+	bars := a.newBars()
 	defer bars.close()
 	options := a.options()
 	options.Accel, options.Progress = accel, bars.progress

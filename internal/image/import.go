@@ -111,7 +111,8 @@ func (im *importer) stream(ctx context.Context, r io.Reader) (*Image, error) {
 	if file, ok := plainTar(r); ok {
 		return im.file(ctx, file)
 	}
-	packed := bufio.NewReaderSize(&meter{ctx: ctx, r: r, limit: im.maxBytes, over: im.tooLarge()}, headSize)
+	in := &meter{ctx: ctx, r: r, limit: im.maxBytes, over: im.tooLarge(), event: Event{Layer: "archive", State: Reading, Total: -1}}
+	packed := bufio.NewReaderSize(in, headSize)
 	format, err := compress.Detect(packed)
 	if err != nil {
 		return nil, err
@@ -130,10 +131,12 @@ func (im *importer) stream(ctx context.Context, r io.Reader) (*Image, error) {
 	if isRootFS(head, format) {
 		return im.rootFS(ctx, packed)
 	}
+	in.report = im.report // what comes after has its own reports
 	file, err := im.spool(packed, format)
 	if err != nil {
 		return nil, err
 	}
+	im.report(Event{Layer: in.event.Layer, State: Ready, Done: in.event.Done, Total: in.event.Done})
 	defer file.Close()
 	size, err := file.Seek(0, io.SeekEnd)
 	if err != nil {

@@ -1,7 +1,9 @@
 package state
 
 import (
+	"errors"
 	"path/filepath"
+	"slices"
 
 	"github.com/matchlock/matchlock/internal/hostfs"
 )
@@ -48,6 +50,9 @@ func Find(getenv func(string) string) (Home, error) {
 	return home, nil
 }
 
+// homeNames are the folders of a home that is below one root.
+var homeNames = []string{"data", "cache", "state", "config"}
+
 // At returns the home whose folders are all below root.
 func At(root string) (Home, error) {
 	root, err := filepath.Abs(root)
@@ -55,7 +60,7 @@ func At(root string) (Home, error) {
 		return Home{}, err
 	}
 	sub := func(name string) string { return filepath.Join(root, name) }
-	return Home{Data: sub("data"), Cache: sub("cache"), State: sub("state"), Config: sub("config"), root: root}, nil
+	return Home{Data: sub(homeNames[0]), Cache: sub(homeNames[1]), State: sub(homeNames[2]), Config: sub(homeNames[3]), root: root}, nil
 }
 
 func (h Home) folders() []string { return []string{h.Data, h.Cache, h.State} }
@@ -73,6 +78,26 @@ func (h Home) Open() error {
 		}
 	}
 	return nil
+}
+
+// Reclaim takes from others the right to write folders of the home, as
+// hostfs.Reclaim does, and returns those that it changed.
+func (h Home) Reclaim() (changed []string, err error) {
+	reclaim := func(dir string, ours func(string) bool) {
+		done, e := hostfs.Reclaim(dir, ours)
+		if done {
+			changed = append(changed, dir)
+		}
+		err = errors.Join(err, e)
+	}
+	if h.root != "" {
+		reclaim(h.root, func(name string) bool { return slices.Contains(homeNames, name) })
+	}
+	for _, dir := range append(h.folders(), h.Config, h.Trusted(), h.Images(), h.Snapshots(), h.Volumes(), filepath.Dir(h.Kernel()),
+		h.Disks(), h.Templates(), filepath.Join(h.Cache, "kernels"), filepath.Join(h.Cache, "kernels", "sources"), filepath.Join(h.Cache, "initramfs"), h.Sandboxes()) {
+		reclaim(dir, nil)
+	}
+	return changed, err
 }
 
 // OwnConfig is the user's own file, in the form of a project's.
