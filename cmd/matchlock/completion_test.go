@@ -1,6 +1,9 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -48,4 +51,43 @@ func TestEverythingIsJSON(t *testing.T) {
 
 func isList(cmd *cobra.Command) bool {
 	return cmd.Name() == "ps" || cmd.Name() == "ls" || strings.HasSuffix(cmd.Name(), "images")
+}
+
+// Keys of what is printed as JSON are in snake_case.
+func TestJSONKeys(t *testing.T) {
+	key := regexp.MustCompile("`json:\"([^\",]*)")
+	snake := regexp.MustCompile(`^([a-z][a-z0-9]*(_[a-z0-9]+)*|-|)$`)
+	seen := 0
+	for _, dir := range []string{".", "../../api", "../../sandbox"} {
+		paths, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range paths {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range key.FindAllSubmatch(text, -1) {
+				if seen++; !snake.Match(m[1]) {
+					t.Errorf("%s: key %q", path, m[1])
+				}
+			}
+		}
+	}
+	if seen == 0 {
+		t.Error("no keys were found")
+	}
+}
+
+// A usage line says whether there are flags.
+func TestUsageLines(t *testing.T) {
+	for _, cmd := range allCommands((&app{}).command())[1:] {
+		flags := cmd.LocalNonPersistentFlags()
+		own := false
+		flags.VisitAll(func(f *pflag.Flag) { own = own || f.Name != "help" })
+		if strings.Contains(cmd.Use, "[FLAGS]") != own {
+			t.Errorf("`%s`: has flags: %v", usageLine(cmd), own)
+		}
+	}
 }

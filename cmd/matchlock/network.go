@@ -115,9 +115,9 @@ func (a *app) allowListCommand() *cobra.Command {
 		{"delete", "Let it reach less", "Take rules away. Connections that no rule allows any more are cut; without a rule the\nsandbox is sealed.", sandbox.Policy.Delete},
 	} {
 		var asJSON bool
-		use, args := c.use+" SANDBOX", positional("SANDBOX")
+		use, args := c.use+" [FLAGS] SANDBOX", positional("SANDBOX")
 		if c.use != "show" {
-			use, args = c.use+" SANDBOX TARGET[:PORT[-PORT]][/tcp|/udp]…", positional("SANDBOX", "TARGET…")
+			use, args = c.use+" [FLAGS] SANDBOX TARGET[:PORT[-PORT]][/tcp|/udp]…", positional("SANDBOX", "TARGET…")
 		}
 		sub := &cobra.Command{
 			Use: use, Short: c.short, Long: c.long, Args: args,
@@ -152,7 +152,7 @@ func (a *app) secretCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "secret COMMAND", Short: "Change the secrets of a sandbox while it runs", Args: cobra.ArbitraryArgs, RunE: showHelp}
 	var file, command string
 	rotate := &cobra.Command{
-		Use:   "rotate SANDBOX NAME",
+		Use:   "rotate [FLAGS] SANDBOX NAME",
 		Short: "Give a secret another value",
 		Long: `Give a secret another value, which holds at once. It is read from this host's environment
 variable NAME, or as the flags say. The former value is still taken out of responses.`,
