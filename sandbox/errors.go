@@ -92,7 +92,7 @@ func withHint(err error) error {
 	case errors.As(err, &tool):
 		return &hintError{err, installCommand(tool.Package)}
 	case errors.As(err, &version):
-		return &hintError{err, fmt.Sprintf("%s, if that has QEMU %s or later; or name one in MATCHLOCK_QEMU", installCommand(qemuPackage), version.Needed)}
+		return &hintError{err, fmt.Sprintf("install QEMU %s or later (%s, where that is one), or name it in MATCHLOCK_QEMU", version.Needed, installCommand(qemuPackage))}
 	case errors.As(err, &differs):
 		return &hintError{err, "a snapshot goes on only where that is the same; make it anew from its image here"}
 	case errors.Is(err, qemu.ErrUnconfined):
