@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -32,7 +31,7 @@ it writes then may be in the image half or not at all.`,
 		Args:              positional("SANDBOX", "IMAGE"),
 		ValidArgsFunction: a.completeCommit,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			bars := newBars(os.Stderr)
+			bars := a.newBars()
 			defer bars.close()
 			options := a.options()
 			options.Progress = bars.progress

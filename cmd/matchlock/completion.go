@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -48,7 +49,7 @@ func (a *app) completeRest(cmd *cobra.Command) {
 		"disk": files, "env-file": files, "file": files, "output": files, "policy": files, "secret-file": nothing, "socket": files,
 		"upstream-ca": files, "workspace": folders,
 		// Names of things that there are.
-		"env": variables("="), "filter": completeFilter, "image": a.completeImages(-1), "mount": a.completeOverlays, "secret": variables("@"),
+		"env": variables("="), "filter": completeFilter, "image": a.completeImages(-1), "label-rm": a.completeLabels, "mount": a.completeOverlays, "secret": variables("@"),
 		// Words.
 		"address": words("127.0.0.1", "0.0.0.0", "::1"), "cap-add": capabilities, "cap-drop": capabilities,
 		"change": beginnings("CMD ", "ENTRYPOINT ", "ENV ", "USER ", "WORKDIR "), "file-rule": beginnings("allow:", "deny:"),
@@ -57,8 +58,8 @@ func (a *app) completeRest(cmd *cobra.Command) {
 	}
 	// What only the user can know.
 	for _, name := range []string{
-		"add-host", "allow-host", "cmd", "copies", "cpus", "deny-host", "detach-keys", "disk-size", "dns", "entrypoint", "host-port", "hostname",
-		"idle-timeout", "interval", "label", "max-size", "memory", "mtu", "name", "publish", "resolve", "secret-cmd", "shm-size", "since", "size",
+		"add-host", "allow-host", "author", "cmd", "copies", "cpus", "deny-host", "detach-keys", "disk-size", "dns", "entrypoint", "host-port", "hostname",
+		"idle-timeout", "interval", "label", "max-size", "memory", "message", "mtu", "name", "publish", "resolve", "secret-cmd", "shm-size", "since", "size",
 		"splice", "time", "timeout", "tmpfs", "ttl", "upstream-proxy", "user", "workdir",
 	} {
 		byName[name] = nothing
@@ -216,6 +217,24 @@ func portsOf(i api.Info, _ api.Config) (ports []string) {
 		ports = append(ports, text)
 	}
 	return ports
+}
+
+// completeLabels completes the names of the labels of the sandboxes that are named, or
+// of all.
+func (a *app) completeLabels(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	list, err := a.options().List(cmd.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	names := map[string]bool{}
+	for _, i := range list {
+		if len(args) == 0 || slices.Contains(args, i.Name) || slices.Contains(args, i.ID) {
+			for name := range i.Labels {
+				names[name] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names)), cobra.ShellCompDirectiveNoFileComp
 }
 
 // completeOverlays completes the places of the overlays of the sandbox that is named.
