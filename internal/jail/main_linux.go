@@ -100,11 +100,11 @@ func (s *step) confine() error {
 func (s *step) become() error {
 	// The other end hangs up only by dying: it waits for what we say. That it still
 	// lives after this process has asked to die with it is what counts.
-	poll := []unix.PollFd{{Fd: int32(s.conn.Fd())}}
-	if _, err := unix.Poll(poll, 0); err != nil {
+	now, err := events(int(s.conn.Fd()), 0)
+	if err != nil {
 		return err
 	}
-	if poll[0].Revents&unix.POLLHUP != 0 {
+	if now&unix.POLLHUP != 0 {
 		return os.ErrProcessDone
 	}
 	text, err := json.Marshal(answer{Report: s.Report})

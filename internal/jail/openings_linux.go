@@ -49,15 +49,27 @@ func (o *openings) serve() {
 	}
 	for over := false; !over && err == nil; {
 		err = conn.Read(func(fd uintptr) bool {
-			ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-			if n, _ := unix.Poll(ready, 0); n == 0 {
+			now, err := events(int(fd), unix.POLLIN)
+			if err == nil && now == 0 {
 				return false
 			}
-			if over = ready[0].Revents&unix.POLLIN == 0; !over {
+			if over = now&unix.POLLIN == 0; !over {
 				o.answer(int(fd))
 			}
 			return true
 		})
+	}
+}
+
+// events are those that a descriptor has at present: of the ones that are asked for, and
+// those that poll(2) tells of in any case.
+func events(fd int, wanted int16) (int16, error) {
+	for {
+		ready := []unix.PollFd{{Fd: int32(fd), Events: wanted}}
+		_, err := unix.Poll(ready, 0)
+		if err != unix.EINTR { // as signals of Go's own runtime do
+			return ready[0].Revents, err
+		}
 	}
 }
 

@@ -39,10 +39,11 @@ type addition struct {
 	flags, from, to, descriptor uint32
 }
 
-// Receive takes a call, or fails if it has been given up.
+// Receive takes a call, or fails if it has been given up, or a signal came first: the call
+// is still there then.
 func Receive(listener int) (*Call, error) {
 	c := new(Call)
-	if errno := request(listener, requestReceive, unsafe.Pointer(c)); errno != 0 {
+	if _, errno := request(listener, requestReceive, unsafe.Pointer(c)); errno != 0 {
 		return nil, errno
 	}
 	return c, nil
@@ -50,26 +51,40 @@ func Receive(listener int) (*Call, error) {
 
 // Continue lets the call be made as it is.
 func (c *Call) Continue(listener int) {
-	request(listener, requestSend, unsafe.Pointer(&response{id: c.id, flags: flagContinue}))
+	c.answer(listener, response{id: c.id, flags: flagContinue})
 }
 
 // Fail has it fail.
 func (c *Call) Fail(listener int, errno unix.Errno) {
-	request(listener, requestSend, unsafe.Pointer(&response{id: c.id, errno: -int32(errno)}))
+	c.answer(listener, response{id: c.id, errno: -int32(errno)})
 }
 
 // Give has it return a descriptor of file, with flags of O_CLOEXEC.
 func (c *Call) Give(listener, file int, flags uint32) {
 	added := addition{id: c.id, from: uint32(file), descriptor: flags}
-	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), requestAddFD, uintptr(unsafe.Pointer(&added)))
+	n, errno := untilDone(listener, requestAddFD, unsafe.Pointer(&added))
 	if errno != 0 {
 		c.Fail(listener, errno)
 		return
 	}
-	request(listener, requestSend, unsafe.Pointer(&response{id: c.id, value: int64(n)}))
+	c.answer(listener, response{id: c.id, value: int64(n)})
 }
 
-func request(listener int, what uintptr, argument unsafe.Pointer) unix.Errno {
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), what, uintptr(argument))
-	return errno
+func (c *Call) answer(listener int, r response) {
+	untilDone(listener, requestSend, unsafe.Pointer(&r)) // fails where nobody waits any more
+}
+
+// untilDone makes a request again that a signal interrupts, as those of Go's own runtime
+// do: the program would wait for ever for an answer that is lost.
+func untilDone(listener int, what uintptr, argument unsafe.Pointer) (n uintptr, errno unix.Errno) {
+	for {
+		if n, errno = request(listener, what, argument); errno != unix.EINTR {
+			return n, errno
+		}
+	}
+}
+
+func request(listener int, what uintptr, argument unsafe.Pointer) (n uintptr, errno unix.Errno) {
+	n, _, errno = unix.Syscall(unix.SYS_IOCTL, uintptr(listener), what, uintptr(argument))
+	return n, errno
 }
