@@ -413,6 +413,9 @@ func (a *app) runForeground(cmd *cobra.Command, f *runFlags, goesOn bool, begin 
 		a.printTiming("command", time.Since(commandBegan))
 	}
 	err = errors.Join(err, sb.Close())
+	if info, e := sb.Info(context.Background()); e == nil && strings.HasPrefix(info.Error, "stopped: ") { // by a limit of its life
+		fmt.Fprintf(&a.stderr, "matchlock: %s\n", printable(info.Error))
+	}
 	if f.timing {
 		a.printTiming("total", time.Since(began))
 	}
