@@ -26,6 +26,7 @@ func Main() error {
 	}
 	unix.CloseOnExec(fd)
 	unix.CloseOnExec(fd + 1) // this program
+	unix.Close(room - 1)
 	conn := os.NewFile(uintptr(fd), "jail")
 	var o order
 	if err := json.NewDecoder(conn).Decode(&o); err != nil {

@@ -103,7 +103,7 @@ func (c *Config) start(w way) (_ *Process, err error) {
 	files := append(c.Files[:len(c.Files):len(c.Files)], theirs, c.First)
 	cmd := exec.Command(fmt.Sprintf("/proc/self/fd/%d", firstFD+len(files)-1))
 	cmd.Args = []string{FirstName, fmt.Sprint(firstFD + len(c.Files))}
-	cmd.ExtraFiles, cmd.SysProcAttr = files, attr
+	cmd.ExtraFiles, cmd.SysProcAttr = withRoom(files), attr
 	cmd.Stdout, cmd.Stderr = c.Output, c.Output
 	cmd.Env, cmd.Dir = []string{}, "/" // nothing of the host's environment
 	if err := cmd.Start(); err != nil {
@@ -127,6 +127,19 @@ func (c *Config) start(w way) (_ *Process, err error) {
 		p.group.attach(cmd.Process.Pid)
 	}
 	return p, nil
+}
+
+// room is how many descriptors Main and the program may open without a longer table.
+const room = 256
+
+// withRoom has a child begin with a table of descriptors that has room: the last one is
+// taken, as well as the given ones. A table of a process with threads, as Main is, grows
+// only when all processors have been seen to have left the old one, which takes 10 ms.
+func withRoom(files []*os.File) []*os.File {
+	roomy := make([]*os.File, room-firstFD)
+	copy(roomy, files)
+	roomy[len(roomy)-1] = files[len(files)-1]
+	return roomy
 }
 
 // settle waits until the process is in its group.
