@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -59,7 +60,7 @@ func openEvents(path string, onError func(error), deny func([]api.Event)) (*even
 
 // openEvents is the supervisor's.
 func (s *supervisor) openEvents() (err error) {
-	s.events, err = openEvents(s.dir.Path(eventsName), func(err error) { s.log.Warn("events are not logged", "error", err) }, s.tellDenied)
+	s.events, err = openEvents(s.dir.Path(eventsName), func(err error) { s.complain("events are not logged", "error", err) }, s.tellDenied)
 	if err == nil {
 		s.unwind.push(s.events.close)
 	}
@@ -193,8 +194,21 @@ func (s *supervisor) tell(action api.LifeAction, reason string, exitCode *int) {
 		s.events.add(e)
 	}
 	if err := s.journal.Append(e); err != nil {
-		s.log.Warn("what became of the sandbox is not in the journal", "action", action, "error", err)
+		s.complain("what became of the sandbox is not in the journal", "action", action, "error", err)
 	}
+}
+
+// complain warns of what is no reason to end the sandbox. A start that fails has more to say
+// of a full disk than that.
+func (s *supervisor) complain(what string, args ...any) {
+	s.mu.Lock()
+	ready := s.ready
+	s.mu.Unlock()
+	level := slog.LevelDebug
+	if ready {
+		level = slog.LevelWarn
+	}
+	s.log.Log(context.Background(), level, what, args...)
 }
 
 // tell writes down what became of a sandbox that does not run.

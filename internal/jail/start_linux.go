@@ -101,12 +101,19 @@ func (c *Config) start(w way) (_ *Process, err error) {
 	}
 	// Ours come after the program's, which Main hands on as they are.
 	files := append(c.Files[:len(c.Files):len(c.Files)], theirs, c.First)
-	cmd := exec.Command(fmt.Sprintf("/proc/self/fd/%d", firstFD+len(files)-1))
-	cmd.Args = []string{FirstName, fmt.Sprint(firstFD + len(c.Files))}
-	cmd.ExtraFiles, cmd.SysProcAttr = withRoom(files), attr
-	cmd.Stdout, cmd.Stderr = c.Output, c.Output
-	cmd.Env, cmd.Dir = []string{}, "/" // nothing of the host's environment
-	if err := cmd.Start(); err != nil {
+	first := func(files []*os.File) (*exec.Cmd, error) {
+		cmd := exec.Command(fmt.Sprintf("/proc/self/fd/%d", firstFD+len(c.Files)+1))
+		cmd.Args = []string{FirstName, fmt.Sprint(firstFD + len(c.Files))}
+		cmd.ExtraFiles, cmd.SysProcAttr = files, attr
+		cmd.Stdout, cmd.Stderr = c.Output, c.Output
+		cmd.Env, cmd.Dir = []string{}, "/" // nothing of the host's environment
+		return cmd, cmd.Start()
+	}
+	cmd, err := first(withRoom(files))
+	if errors.Is(err, unix.EBADF) { // it may not have so many
+		cmd, err = first(files)
+	}
+	if err != nil {
 		return nil, cause(err)
 	}
 	theirs.Close()
