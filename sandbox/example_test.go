@@ -391,6 +391,9 @@ func ExampleSandbox_Policy() {
 		if err != nil {
 			log.Fatal(err)
 		}
+		if e.Kind == api.EventLife {
+			continue // that it was created, and started
+		}
 		fmt.Println(e.Kind, e.Verdict)
 		if e.Kind == api.EventRequest {
 			break
