@@ -121,7 +121,7 @@ func TestFlood(t *testing.T) {
 		if i%5000 == 0 {
 			frame = question
 		}
-		if _, err := card.Write(frame); err != nil {
+		if _, err := card.Write(frame); err != nil && len(frame) > 0 { // Go waits for no room for an empty one
 			t.Fatal(err)
 		}
 		if i%5000 == 0 {
