@@ -14,7 +14,10 @@ import (
 // A shell completes each argument, and each flag's value: by what there is, by
 // files, or by nothing where only the user can know. None is forgotten.
 func TestEverythingIsCompleted(t *testing.T) {
-	for _, cmd := range allCommands((&app{}).command()) {
+	a := &app{}
+	root := a.command()
+	a.completeRest(root)
+	for _, cmd := range allCommands(root) {
 		if !cmd.HasSubCommands() && cmd.ValidArgsFunction == nil && len(cmd.ValidArgs) == 0 {
 			t.Errorf("`%s`: nothing says how its arguments are completed", cmd.UseLine())
 		}

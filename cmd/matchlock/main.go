@@ -81,6 +81,9 @@ func run(args []string) int {
 	defer stop()
 	a := &app{}
 	root := a.command()
+	if len(args) > 0 && (args[0] == cobra.ShellCompRequestCmd || args[0] == cobra.ShellCompNoDescRequestCmd) {
+		a.completeRest(root) // which no other start has to wait for
+	}
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	var status exitStatus
@@ -141,7 +144,6 @@ use instead of those that are found.`,
 		a.systemCommand(), a.diagnoseCommand(), a.versionCommand(), a.completionCommand(), a.guestCommand(), a.supervisorCommand(), a.manCommand(),
 	)
 	root.AddCommand(a.aliases()...)
-	a.completeRest(root)
 	return root
 }
 
