@@ -46,8 +46,9 @@ func (a *app) foreground(ctx context.Context, stdio stdio, prepare func(context.
 	}
 	defer restore()
 	err = command.Start()
-	// What starting took, the guest binary above all, is not held while it runs.
-	go debug.FreeOSMemory()
+	// What starting took, the guest binary above all, is not held by a command that lasts.
+	// To give it back takes a processor that one which ends at once has better use for.
+	defer time.AfterFunc(time.Second, debug.FreeOSMemory).Stop()
 	detach()
 	close(started)
 	if err != nil {
