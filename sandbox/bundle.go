@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/matchlock/matchlock/internal/disk"
@@ -38,7 +39,9 @@ const (
 )
 
 // bundledName are the names that there are: see files.save.
-var bundledName = regexp.MustCompile(`^(nodes|[0-9]{1,4}\.memory|[0-9]{1,4}/journal|[0-9]{1,4}/data/[0-9a-f]{1,16})$`)
+var bundledName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(nodes|[0-9]{1,4}\.memory|[0-9]{1,4}/journal|[0-9]{1,4}/data/[0-9a-f]{1,16})$`)
+})
 
 // add copies a file into the bundle.
 func (b *bundle) add(name string, from *os.File) error {
@@ -128,7 +131,7 @@ func (b *bundle) readIndex(r io.Reader) error {
 		if err := index.Decode(&e); err != nil {
 			return err
 		}
-		if !bundledName.MatchString(e.Name) || names[e.Name] || e.Offset < at || e.Offset%bundleBlock != 0 || e.Size < 0 || e.Size > b.end-e.Offset {
+		if !bundledName().MatchString(e.Name) || names[e.Name] || e.Offset < at || e.Offset%bundleBlock != 0 || e.Size < 0 || e.Size > b.end-e.Offset {
 			return fmt.Errorf("%.64q cannot be", e.Name)
 		}
 		names[e.Name], at = true, e.Offset+e.Size

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 const (
@@ -19,7 +20,9 @@ const (
 )
 
 // debWanted are the files of a kernel package that we use.
-var debWanted = regexp.MustCompile(`^(boot/(vmlinu[xz]|config)-[^/]+|lib/modules/[^/]+/(modules\.builtin|(.*/)?[^/]+\.ko(\.xz|\.zst|\.gz)?))$`)
+var debWanted = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(boot/(vmlinu[xz]|config)-[^/]+|lib/modules/[^/]+/(modules\.builtin|(.*/)?[^/]+\.ko(\.xz|\.zst|\.gz)?))$`)
+})
 
 // unpackDeb lays the wanted files of a Debian package into root (deb(5)).
 func unpackDeb(r io.Reader, root *os.Root) error {
@@ -40,7 +43,7 @@ func unpackDeb(r io.Reader, root *os.Root) error {
 		}
 		name := path.Clean(h.Name)
 		name = strings.TrimPrefix(name, "usr/") // where Debian 13 has lib/modules
-		if h.Typeflag != tar.TypeReg || !filepath.IsLocal(name) || !debWanted.MatchString(name) {
+		if h.Typeflag != tar.TypeReg || !filepath.IsLocal(name) || !debWanted().MatchString(name) {
 			continue
 		}
 		if left -= h.Size; left < 0 {

@@ -132,7 +132,7 @@ func (f *finder) newestInstalled() (path, release string) {
 
 func (f *finder) installedRelease(path string) (release string, ok bool) {
 	release, ok = strings.CutPrefix(path, filepath.Join(f.root, "boot", "vmlinuz-"))
-	return release, ok && strings.HasSuffix(release, "-cloud-"+f.Arch) && releasePattern.MatchString(release)
+	return release, ok && strings.HasSuffix(release, "-cloud-"+f.Arch) && releasePattern().MatchString(release)
 }
 
 func isDir(path string) bool {
@@ -292,7 +292,7 @@ func (f *finder) writeKernel(ctx context.Context, tmp string, image *kernelImage
 			return err
 		}
 	}
-	if !releasePattern.MatchString(k.Release) {
+	if !releasePattern().MatchString(k.Release) {
 		return fmt.Errorf("release %q is not one", k.Release)
 	}
 	k.HZ = findHZ(out, k.KernelSize)

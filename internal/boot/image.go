@@ -10,6 +10,7 @@ import (
 	"io"
 	"regexp"
 	"strconv"
+	"sync"
 )
 
 // Limits on what a kernel file may claim. A kernel with debug information is several hundred megabytes.
@@ -202,7 +203,9 @@ func hasPVH(r io.ReaderAt) (bool, error) {
 }
 
 // releasePattern is strict since releases become names of folders.
-var releasePattern = regexp.MustCompile(`^[0-9][0-9A-Za-z._+~-]{0,63}$`)
+var releasePattern = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[0-9][0-9A-Za-z._+~-]{0,63}$`)
+})
 
 // findRelease reads the release out of an uncompressed kernel's banner.
 func findRelease(r io.ReaderAt, size int64) (string, error) {
@@ -222,7 +225,7 @@ func findRelease(r io.ReaderAt, size int64) (string, error) {
 		if err != nil && err != io.EOF {
 			return "", err
 		}
-		if release := firstWord(b[:n]); releasePattern.MatchString(release) {
+		if release := firstWord(b[:n]); releasePattern().MatchString(release) {
 			return release, nil
 		}
 	}

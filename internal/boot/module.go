@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 )
 
 const (
@@ -49,7 +50,9 @@ type moduleTree struct {
 	builtin map[string]bool
 }
 
-var moduleFile = regexp.MustCompile(`^([0-9A-Za-z_-]{1,64})\.ko(\.xz|\.zst|\.gz)?$`)
+var moduleFile = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^([0-9A-Za-z_-]{1,64})\.ko(\.xz|\.zst|\.gz)?$`)
+})
 
 func moduleName(s string) string { return strings.ReplaceAll(s, "-", "_") }
 
@@ -61,7 +64,7 @@ func openModuleTree(dir, release string) (*moduleTree, error) {
 			return err
 		}
 		// Of two with one name the last counts: updates/ comes after kernel/ and extra/, as depmod has it.
-		if m := moduleFile.FindStringSubmatch(d.Name()); m != nil && d.Type().IsRegular() {
+		if m := moduleFile().FindStringSubmatch(d.Name()); m != nil && d.Type().IsRegular() {
 			t.files[moduleName(m[1])] = path
 		}
 		if len(t.files) > maxModules {
@@ -78,7 +81,7 @@ func openModuleTree(dir, release string) (*moduleTree, error) {
 		return nil, fmt.Errorf("modules.builtin: %w", err)
 	}
 	for line := range strings.Lines(string(list)) {
-		if m := moduleFile.FindStringSubmatch(filepath.Base(strings.TrimSpace(line))); m != nil {
+		if m := moduleFile().FindStringSubmatch(filepath.Base(strings.TrimSpace(line))); m != nil {
 			t.builtin[moduleName(m[1])] = true
 		}
 	}

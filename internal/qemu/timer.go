@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"sync"
 	"time"
 )
 
@@ -22,7 +23,9 @@ const (
 //
 // Who says so is the kernel. Nothing of the user's runs before the control port is open,
 // after which nobody listens.
-var noTimer = regexp.MustCompile(`(?m)^(\[ *[0-9]+\.[0-9]{6}\] )?APIC (frequency too slow, disabling apic timer|timer disabled due to verification failure)\r?$`)
+var noTimer = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?m)^(\[ *[0-9]+\.[0-9]{6}\] )?APIC (frequency too slow, disabling apic timer|timer disabled due to verification failure)\r?$`)
+})
 
 // Why a kernel hangs.
 var (
@@ -37,7 +40,7 @@ var (
 // asked to, on the control port, so none was written to; memory was the process's own.
 func (h *hypervisor) bootGuest(ctx context.Context) error {
 	for try := 1; ; try++ {
-		said, cancel := h.console.await(noTimer)
+		said, cancel := h.console.await(noTimer())
 		i, err := h.startInstance(ctx, nil, false)
 		var hangs error // why
 		if err == nil && h.accel.Name == accelTCG {

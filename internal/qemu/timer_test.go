@@ -170,7 +170,7 @@ func TestNoTimer(t *testing.T) {
 		"x [    0.128614] APIC frequency too slow, disabling apic timer\r\n":                                    false,
 		"[    0.128614] APIC calibration not consistent with PM-Timer: 1ms\r\n":                                 false,
 	} {
-		if got := noTimer.MatchString(line); got != want {
+		if got := noTimer().MatchString(line); got != want {
 			t.Errorf("%q: got %v, want %v", line, got, want)
 		}
 	}

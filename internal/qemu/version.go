@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -147,11 +148,13 @@ func (b *limitedBuffer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-var versionLine = regexp.MustCompile(`(?m)^QEMU emulator version ((\d{1,4})\.(\d{1,4})\b[^\r\n]{0,200})`)
+var versionLine = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?m)^QEMU emulator version ((\d{1,4})\.(\d{1,4})\b[^\r\n]{0,200})`)
+})
 
 // parseVersion finds the version in what QEMU says of it.
 func parseVersion(output []byte) (version, error) {
-	m := versionLine.FindSubmatch(output)
+	m := versionLine().FindSubmatch(output)
 	if m == nil {
 		return version{}, fmt.Errorf("no version of QEMU in %q", excerpt(output))
 	}

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -47,7 +48,9 @@ type manifest struct {
 // its image. The name is a word in lower case with a number, as in lower-0.
 type ExtraFile struct{ Name, Path string }
 
-var extraName = regexp.MustCompile(`^[a-z]{1,16}-(0|[1-9][0-9]?)$`)
+var extraName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[a-z]{1,16}-(0|[1-9][0-9]?)$`)
+})
 
 // Limits bound what Import takes. The zero value is fine.
 type Limits struct {
@@ -357,7 +360,9 @@ func (im *importer) content(h *tar.Header) ([]byte, error) {
 	return p, err
 }
 
-var sumPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+var sumPattern = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[0-9a-f]{64}$`)
+})
 
 // check makes sure that a manifest lists a machine's files, and returns how many are its own.
 func (m *manifest) check(l Limits) (own int, err error) {
@@ -381,11 +386,11 @@ func (m *manifest) check(l Limits) (own int, err error) {
 	seen := make(map[string]bool)
 	for i, f := range m.Files {
 		switch {
-		case i >= own && (!extraName.MatchString(f.Name) || strings.HasPrefix(f.Name, "disk-")):
+		case i >= own && (!extraName().MatchString(f.Name) || strings.HasPrefix(f.Name, "disk-")):
 			return 0, fmt.Errorf("file %.64q is none that belongs there", f.Name)
 		case seen[f.Name]:
 			return 0, fmt.Errorf("file %q is there twice", f.Name)
-		case !sumPattern.MatchString(f.Sum):
+		case !sumPattern().MatchString(f.Sum):
 			return 0, fmt.Errorf("file %q has no sum", f.Name)
 		case f.Size <= 0:
 			return 0, fmt.Errorf("file %q has %d bytes", f.Name, f.Size)

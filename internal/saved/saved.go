@@ -23,6 +23,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -176,11 +177,13 @@ func Replace(ctx context.Context, folder, name string, m *vm.Snapshot, about any
 	return build(folder, name, true, func(dir string) (*record, error) { return fill(ctx, dir, m, about, false) })
 }
 
-var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+var namePattern = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+})
 
 // build has fill write the files of a machine into a folder that gets its name afterwards.
 func build(folder, name string, replace bool, fill func(dir string) (*record, error)) (err error) {
-	if !namePattern.MatchString(name) {
+	if !namePattern().MatchString(name) {
 		return fmt.Errorf("name %q: not of letters, digits, dots and dashes", name)
 	}
 	if err := hostfs.Private(folder); err != nil {
