@@ -80,7 +80,7 @@ func Main() error {
 	if err != nil {
 		return err
 	}
-	return agent.ServeControl(control, &guest{devices: devices, params: params})
+	return agent.ServeControl(control, &guest{devices: devices, control: control, params: params})
 }
 
 // priority is that of this program, as nice(2) has it: the host is answered however
@@ -110,6 +110,7 @@ func goFirst() error {
 // time.
 type guest struct {
 	devices  *os.Root // the kernel's own /dev, out of user code's reach
+	control  *port
 	params   wire.Params
 	starter  *starter
 	server   *agent.Server
@@ -241,11 +242,7 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	go g.serveData(device, sync.OnceFunc(func() { close(opened) }))
 	<-opened
 	g.server.RememberRoot()
-	null, err := g.devices.OpenFile("null", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	if g.rehearsal, err = g.starter.prepareRehearsal(null); err != nil {
+	if g.rehearsal, err = g.starter.prepareRehearsal(g.control); err != nil {
 		return err
 	}
 	return g.server.PrepareCommand()
@@ -260,7 +257,7 @@ func (g *guest) Setup(s *agent.Setup) error {
 		return errors.New("set up before, or not prepared")
 	}
 	g.isSetUp = true
-	defer g.rehearsal.begin()()
+	defer g.rehearsal.await()
 	params := g.params
 	if s.Params != "" {
 		var err error

@@ -5,8 +5,10 @@ package guest
 import (
 	"debug/elf"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -18,19 +20,36 @@ import (
 // Where the guest is translated, by QEMU's TCG, a copy of a prepared machine has nothing
 // translated yet, and a first command's time is that of the kernel's code on its way. While
 // the copy is set up another processor has nothing to do: it goes that way ahead.
-type rehearsal struct{ standby *standby }
+type rehearsal struct {
+	standby *standby
+	late    int // an eventfd(2) at which it begins at the latest
+}
 
-// prepareRehearsal starts the process, with its program as its standard input: it has no
-// other file.
-func (s *starter) prepareRehearsal(null *os.File) (*rehearsal, error) {
-	program, err := endingProgram()
+// prepareRehearsal starts the process. It begins with the first that the host says by the
+// control port, which in a copy is the first of all, and on another processor than who reads it.
+func (s *starter) prepareRehearsal(control *port) (*rehearsal, error) {
+	program, err := rehearsalProgram()
 	if err != nil {
 		return nil, fmt.Errorf("rehearsal: %w", err)
 	}
-	r := &rehearsal{}
-	s.fork(func() { r.standby, err = newStandby(s.cgroup, []*os.File{program, null, null}) })
-	if err != nil {
+	defer program.Close()
+	r := &rehearsal{standby: &standby{child: new(child), stack: make([]byte, childStack)}}
+	if r.late, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("rehearsal: %w", err)
+	}
+	const heard, late = 1, 2 // its descriptors beside the program
+	c := r.standby.child
+	c.cues = &[2]unix.PollFd{{Fd: heard, Events: unix.POLLIN}, {Fd: late, Events: unix.POLLIN}}
+	if err := c.setProgram("/proc/self/fd/0", []string{"rehearsal"}, &agent.ProcAttr{}); err != nil {
 		return nil, err
+	}
+	gone := control.raw.Control(func(fd uintptr) {
+		s.fork(func() {
+			r.standby.pid, err = c.start(r.standby.stack, [3]int{int(program.Fd()), int(fd), r.late}, s.cgroup)
+		})
+	})
+	if err := errors.Join(err, gone); err != nil {
+		return nil, fmt.Errorf("rehearsal: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -38,19 +57,16 @@ func (s *starter) prepareRehearsal(null *os.File) (*rehearsal, error) {
 	return r, nil
 }
 
-// begin has it run, and returns what waits until it shares the memory of PID 1 no more, as
-// it must when user code runs. Nobody depends on how it ends.
-func (r *rehearsal) begin() (wait func()) {
-	loaded := make(chan struct{})
-	go func() {
-		defer close(loaded)
-		r.standby.run(fmt.Sprintf("/proc/self/fd/%d", unix.Stdin), []string{"rehearsal"}, &agent.ProcAttr{})
-	}()
-	return func() { <-loaded }
+// await returns when the process shares the memory of PID 1 no more, as it must not when
+// user code runs. Nobody depends on how it ends.
+func (r *rehearsal) await() {
+	unix.Write(r.late, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // should it still wait
+	r.standby.tell(orderRun)
+	unix.Close(r.late)
 }
 
-// endingProgram is a file of a program that ends at once, in memory, for reading.
-func endingProgram() (*os.File, error) {
+// rehearsalProgram is the program as a file in memory, for reading.
+func rehearsalProgram() (*os.File, error) {
 	fd, err := unix.MemfdCreate("rehearsal", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, err
@@ -63,26 +79,52 @@ func endingProgram() (*os.File, error) {
 	return os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
-// elfProgram is what is in it, elf(5): a header, one of a segment, and endingCode.
+// Where the program is in memory. Its second page is for what it writes.
+const (
+	rehearsalBase = 0x400000
+	rehearsalPage = 0x1000
+	rehearsalRoom = rehearsalBase + rehearsalPage
+)
+
+// rehearsalCode asks the kernel for what the C library asks it for before main, and ends.
+func rehearsalCode() []byte {
+	const thread, sequences, answer = rehearsalRoom, rehearsalRoom + 0x100, rehearsalRoom + 0x200
+	return slices.Concat(
+		touchCode(rehearsalRoom-1), // it has a copy of the first page then
+		touchCode(answer),
+		heapCode(0x21000),
+		threadCode(thread),
+		callCode(unix.SYS_SET_TID_ADDRESS, thread),
+		callCode(unix.SYS_SET_ROBUST_LIST, thread, 24),
+		callCode(unix.SYS_RSEQ, sequences, 32, 0, 0x53053053),
+		callCode(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_STACK, 0, answer),
+		callCode(unix.SYS_GETRANDOM, answer, 8, unix.GRND_NONBLOCK),
+		callCode(unix.SYS_MPROTECT, rehearsalBase, rehearsalPage, unix.PROT_READ|unix.PROT_EXEC),
+		callCode(unix.SYS_EXIT_GROUP, 0),
+	)
+}
+
+// elfProgram is what is in the file, elf(5): a header, one of a segment, and the code.
 func elfProgram() []byte {
-	const base, header, segment = 0x400000, 64, 56
+	const header, segment = 64, 56
+	code := rehearsalCode()
 	le := binary.LittleEndian
 	b := []byte("\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00")
 	b = le.AppendUint16(b, uint16(elf.ET_EXEC))
-	b = le.AppendUint16(b, uint16(endingMachine))
+	b = le.AppendUint16(b, uint16(rehearsalMachine))
 	b = le.AppendUint32(b, uint32(elf.EV_CURRENT))
-	for _, n := range []uint64{base + header + segment, header, 0} { // where it begins, where the segment's header is; no sections
+	for _, n := range []uint64{rehearsalBase + header + segment, header, 0} { // where it begins, where the segment's header is; no sections
 		b = le.AppendUint64(b, n)
 	}
 	b = le.AppendUint32(b, 0)
 	for _, n := range []uint16{header, segment, 1, 0, 0, 0} { // sizes and numbers of headers
 		b = le.AppendUint16(b, n)
 	}
-	size := uint64(header + segment + len(endingCode))
+	size := uint64(header + segment + len(code))
 	b = le.AppendUint32(b, uint32(elf.PT_LOAD))
-	b = le.AppendUint32(b, uint32(elf.PF_R|elf.PF_X))
-	for _, n := range []uint64{0, base, base, size, size, 0x1000} { // in the file, in memory, sizes there, alignment
+	b = le.AppendUint32(b, uint32(elf.PF_R|elf.PF_W|elf.PF_X))
+	for _, n := range []uint64{0, rehearsalBase, rehearsalBase, size, 2 * rehearsalPage, rehearsalPage} { // in the file, in memory, sizes there, alignment
 		b = le.AppendUint64(b, n)
 	}
-	return append(b, endingCode...)
+	return append(b, code...)
 }

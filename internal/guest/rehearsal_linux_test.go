@@ -8,7 +8,7 @@ import (
 )
 
 // The program of a rehearsal is one, and ends at once.
-func TestEndingProgram(t *testing.T) {
+func TestRehearsalProgram(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "program")
 	if err := os.WriteFile(path, elfProgram(), 0o700); err != nil {
 		t.Fatal(err)

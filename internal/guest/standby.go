@@ -39,6 +39,8 @@ type child struct {
 	files [3]int
 	mask  unix.Sigset_t // of signals, as a command is to have it
 
+	cues *[2]unix.PollFd // with one of which it begins; nil: it waits for an order
+
 	relay   *fuse.Relay // one that passes on files is a loop of; nil: it runs a program
 	answers bool        // which of the two
 
@@ -113,9 +115,21 @@ func (c *child) start(stack []byte, files [3]int, cgroup *os.File) (pid int, err
 
 // run has the process run a program. It returns when that is loaded.
 func (s *standby) run(path string, argv []string, attr *agent.ProcAttr) (err error) {
-	c := s.child
-	if c.path, err = syscall.BytePtrFromString(path); err != nil {
+	if err := s.child.setProgram(path, argv, attr); err != nil {
 		s.end()
+		return err
+	}
+	s.tell(orderRun)
+	runtime.KeepAlive(s.child)
+	if errno := s.child.errno; errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// setProgram says what is to be run.
+func (c *child) setProgram(path string, argv []string, attr *agent.ProcAttr) (err error) {
+	if c.path, err = syscall.BytePtrFromString(path); err != nil {
 		return err
 	}
 	if attr.Dir != "" && attr.Dir != "/" {
@@ -124,18 +138,11 @@ func (s *standby) run(path string, argv []string, attr *agent.ProcAttr) (err err
 	arguments, err1 := syscall.SlicePtrFromStrings(argv)
 	env, err2 := syscall.SlicePtrFromStrings(attr.Env)
 	if err := errors.Join(err, err1, err2); err != nil {
-		s.end()
 		return err
 	}
 	c.argv, c.env = &arguments[0], &env[0]
 	if who := attr.Credential; who != nil && (who.UID != 0 || who.GID != 0 || len(who.Groups) > 0) {
 		c.credential, c.groups = who, unsafe.SliceData(who.Groups)
-	}
-	s.tell(orderRun)
-	runtime.KeepAlive(arguments)
-	runtime.KeepAlive(env)
-	if c.errno != 0 {
-		return c.errno
 	}
 	return nil
 }
@@ -215,7 +222,10 @@ func (c *child) standBy() syscall.Errno {
 		}
 		return unix.ECANCELED
 	}
-	for c.order == orderWait {
+	if c.cues != nil {
+		unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(c.cues)), uintptr(len(c.cues)), 0, 0, 0, 0)
+	}
+	for c.cues == nil && c.order == orderWait {
 		unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&c.order)), futexWait|futexPrivate, uintptr(orderWait), 0, 0, 0)
 	}
 	if c.order == orderEnd {
