@@ -197,11 +197,32 @@ func standBy(c *child) {
 	}
 }
 
-// standBy returns only an error.
+// standBy returns only an error. What it calls is not inlined: for what may not be
+// split a linker allows 792 bytes of stack in all, and a frame for all of it would be long.
 //
 //go:norace
 //go:nosplit
 func (c *child) standBy() syscall.Errno {
+	if errno := c.settle(); errno != 0 {
+		return errno
+	}
+	if c.relay == nil {
+		return c.become()
+	}
+	if c.answers {
+		c.relay.PassAnswers(0, 1)
+	} else {
+		c.relay.PassRequests(0, 1)
+	}
+	return unix.ECANCELED
+}
+
+// settle makes it a process with descriptors of its own.
+//
+//go:norace
+//go:nosplit
+//go:noinline
+func (c *child) settle() syscall.Errno {
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETSID, 0, 0, 0); errno != 0 {
 		return errno
 	}
@@ -211,17 +232,16 @@ func (c *child) standBy() syscall.Errno {
 		}
 	}
 	// Of PID 1's descriptors it holds none: what PID 1 closes must be closed.
-	if _, _, errno := unix.RawSyscall(unix.SYS_CLOSE_RANGE, uintptr(len(c.files)), math.MaxUint32, 0); errno != 0 {
-		return errno
-	}
-	if c.relay != nil {
-		if c.answers {
-			c.relay.PassAnswers(0, 1)
-		} else {
-			c.relay.PassRequests(0, 1)
-		}
-		return unix.ECANCELED
-	}
+	_, _, errno := unix.RawSyscall(unix.SYS_CLOSE_RANGE, uintptr(len(c.files)), math.MaxUint32, 0)
+	return errno
+}
+
+// become waits and runs the program.
+//
+//go:norace
+//go:nosplit
+//go:noinline
+func (c *child) become() syscall.Errno {
 	if c.cues != nil {
 		unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(c.cues)), uintptr(len(c.cues)), 0, 0, 0, 0)
 	}
