@@ -29,9 +29,9 @@ type hypervisor struct {
 	log    *slog.Logger
 
 	// Acquired by Backend.acquire, released by Close.
-	path              string   // of QEMU
-	first             *os.File // the jail's first step; nil: there is no jail
-	parts             []string // what QEMU opens by name
+	path              string                   // of QEMU
+	first             func() (*os.File, error) // the jail's first step; nil: there is no jail
+	parts             []string                 // what QEMU opens by name
 	accel             Accel
 	tscKHz            uint64 // 0: the guest finds out itself
 	reserved          int    // of the processors, those that user code may not use
@@ -212,7 +212,11 @@ func (h *hypervisor) launch(i *instance, line *invocation, output *os.File) erro
 		if h.first == nil {
 			return startFree(h.path, line, output)
 		}
-		confined, err := jail.Start(h.confinement(line, output))
+		first, err := h.first()
+		if err != nil {
+			return nil, err
+		}
+		confined, err := jail.Start(h.confinement(first, line, output))
 		if err != nil {
 			return nil, err
 		}
@@ -422,7 +426,12 @@ func (h *hypervisor) Close() error {
 		i.close()
 	}
 	var errs []error
-	for _, f := range []*os.File{h.first, h.kernel, h.initramfs, h.link, h.memory, h.monitor} {
+	if h.first != nil {
+		if first, err := h.first(); err == nil { // else launch has told
+			errs = append(errs, first.Close())
+		}
+	}
+	for _, f := range []*os.File{h.kernel, h.initramfs, h.link, h.memory, h.monitor} {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/matchlock/matchlock/internal/hostfs"
 	"github.com/matchlock/matchlock/internal/jail"
@@ -38,13 +39,23 @@ func (b *Backend) prepareJail(ctx context.Context, h *hypervisor) (err error) {
 	if err != nil {
 		return err // which says what is missing: it is not the jail's alone
 	}
-	if h.first, err = memoryFile("jail"); err == nil {
-		_, err = io.Copy(h.first, io.NewSectionReader(guest, 0, guest.Size()))
+	h.first = sync.OnceValues(func() (*os.File, error) { return memoryProgram(guest) })
+	go h.first() // it takes a millisecond, in which there is other work
+	return nil
+}
+
+// memoryProgram is a program as a file in memory.
+func memoryProgram(program *io.SectionReader) (*os.File, error) {
+	file, err := memoryFile("jail")
+	if err == nil {
+		if _, err = io.Copy(file, io.NewSectionReader(program, 0, program.Size())); err != nil {
+			file.Close()
+		}
 	}
 	if err != nil {
-		return fmt.Errorf("jail: %w", err)
+		return nil, fmt.Errorf("jail: %w", err)
 	}
-	return nil
+	return file, nil
 }
 
 // InspectJail confines a QEMU that does nothing but tell its version, and returns what
@@ -57,7 +68,11 @@ func (b *Backend) InspectJail(ctx context.Context) (applied, missing []string, e
 	if err := b.prepareJail(ctx, h); err != nil {
 		return nil, nil, err
 	}
-	defer h.first.Close()
+	first, err := h.first()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer first.Close()
 	output, err := memoryFile("output")
 	if err != nil {
 		return nil, nil, err
@@ -65,7 +80,7 @@ func (b *Backend) InspectJail(ctx context.Context) (applied, missing []string, e
 	defer output.Close()
 	var confined *jail.Process
 	p, err := startProcess(func() (_ *exec.Cmd, err error) {
-		if confined, err = jail.Start(h.confinement(&invocation{args: []string{"--version"}}, output)); err != nil {
+		if confined, err = jail.Start(h.confinement(first, &invocation{args: []string{"--version"}}, output)); err != nil {
 			return nil, err
 		}
 		return confined.Cmd, nil
@@ -104,9 +119,9 @@ const diskStacks = 256 << 20
 const threads = 96
 
 // confinement is what QEMU is given of the host.
-func (h *hypervisor) confinement(line *invocation, output *os.File) *jail.Config {
+func (h *hypervisor) confinement(first *os.File, line *invocation, output *os.File) *jail.Config {
 	c := &jail.Config{
-		First: h.first, Program: h.path, Args: line.args, Files: line.files, Output: output,
+		First: first, Program: h.path, Args: line.args, Files: line.files, Output: output,
 		Paths: h.parts, ID: h.config.ID,
 		Memory:    int64(h.config.MemoryMB)<<20 + runCache<<20 + overheadMemory,
 		Stacks:    int64(len(h.disks)+1) * diskStacks,
