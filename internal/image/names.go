@@ -38,7 +38,7 @@ func fullName(ref name.Reference) string {
 }
 
 // CheckName reports why a local image cannot have a name. A name is 1 to 255 bytes of printable text without blanks;
-// it does not begin like a flag or like a digest.
+// it does not begin like a flag, like a digest or like a path.
 func CheckName(s string) error {
 	bad := func(r rune) bool { return !unicode.IsPrint(r) || unicode.IsSpace(r) }
 	switch {
@@ -48,6 +48,8 @@ func CheckName(s string) error {
 		return fmt.Errorf("image name %q: has a blank or a character that does not print", s)
 	case s[0] == '-' || strings.HasPrefix(s, "sha256:"):
 		return fmt.Errorf("image name %q: would be taken for something else", s)
+	case s[0] == '/' || s[0] == '.':
+		return fmt.Errorf("image name %q: is the path of a file, not a name", s)
 	}
 	return nil
 }
