@@ -39,7 +39,7 @@ type child struct {
 	files [3]int
 	mask  unix.Sigset_t // of signals, as a command is to have it
 
-	cues *[2]unix.PollFd // with one of which it begins; nil: it waits for an order
+	cues *[2]unix.PollFd // with one of which it begins, and its program has none of the files; nil: it waits for an order
 
 	relay   *fuse.Relay // one that passes on files is a loop of; nil: it runs a program
 	answers bool        // which of the two
@@ -226,8 +226,12 @@ func (c *child) settle() syscall.Errno {
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETSID, 0, 0, 0); errno != 0 {
 		return errno
 	}
+	flags := uintptr(0)
+	if c.cues != nil {
+		flags = unix.O_CLOEXEC // user code may trace what it runs, and must not come by the control port
+	}
 	for i, fd := range c.files {
-		if _, _, errno := unix.RawSyscall(unix.SYS_DUP3, uintptr(fd), uintptr(i), 0); errno != 0 {
+		if _, _, errno := unix.RawSyscall(unix.SYS_DUP3, uintptr(fd), uintptr(i), flags); errno != 0 {
 			return errno
 		}
 	}
