@@ -54,6 +54,8 @@ type Info struct {
 	ExitCode *int `json:"exit_code,omitempty"`
 	// Error says why it could not be started or ended without being asked to.
 	Error string `json:"error,omitempty"`
+	// Expired says that a limit of its life has ended it, which Error names.
+	Expired bool `json:"expired,omitempty"`
 	// Restarts is how often it has been started by its restart policy since somebody
 	// started it.
 	Restarts int `json:"restarts,omitempty"`

@@ -315,7 +315,7 @@ func (s *supervisor) take(dir *state.Dir, restarts bool) {
 	}
 	// A full disk shows with the first file that matters.
 	_ = dir.Update(func(r *state.Record) {
-		r.Status, r.PID, r.ExitCode, r.Error, r.Restarts = api.StatusStarting, os.Getpid(), nil, "", 0
+		r.Status, r.PID, r.ExitCode, r.Error, r.Expired, r.Restarts = api.StatusStarting, os.Getpid(), nil, "", false, 0
 	})
 }
 
@@ -500,7 +500,8 @@ func (s *supervisor) recordEnd() error {
 	case failure != "" && ready:
 		code = new(statusUnknown)
 	}
-	if failure == "" && expired != "" {
+	limited := failure == "" && expired != ""
+	if limited {
 		failure = "stopped: " + expired
 		if main == nil {
 			code = new(0) // it idled
@@ -509,7 +510,7 @@ func (s *supervisor) recordEnd() error {
 	again := s.endsForNow(code)
 	defer func() { s.tell(api.LifeEnded, failure, code) }()
 	return update(func(r *state.Record) {
-		r.Status, r.Finished, r.PID, r.ExitCode, r.Error, r.Ports = api.StatusStopped, time.Now(), 0, code, failure, nil
+		r.Status, r.Finished, r.PID, r.ExitCode, r.Error, r.Expired, r.Ports = api.StatusStopped, time.Now(), 0, code, failure, limited, nil
 		if again {
 			r.Status, r.PID = api.StatusRestarting, os.Getpid()
 			r.Restarts++

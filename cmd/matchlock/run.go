@@ -413,7 +413,7 @@ func (a *app) runForeground(cmd *cobra.Command, f *runFlags, goesOn bool, begin 
 		a.printTiming("command", time.Since(commandBegan))
 	}
 	err = errors.Join(err, sb.Close())
-	if info, e := sb.Info(context.Background()); e == nil && strings.HasPrefix(info.Error, "stopped: ") { // by a limit of its life
+	if info, e := sb.Info(context.Background()); e == nil && info.Expired {
 		fmt.Fprintf(&a.stderr, "matchlock: %s\n", printable(info.Error))
 	}
 	if f.timing {
