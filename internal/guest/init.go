@@ -80,7 +80,7 @@ func Main() error {
 	if err != nil {
 		return err
 	}
-	return agent.ServeControl(control, &guest{devices: devices, control: control, params: params})
+	return agent.ServeControl(control, &guest{devices: devices, params: params})
 }
 
 // priority is that of this program, as nice(2) has it: the host is answered however
@@ -110,7 +110,6 @@ func goFirst() error {
 // time.
 type guest struct {
 	devices  *os.Root // the kernel's own /dev, out of user code's reach
-	control  *port
 	params   wire.Params
 	starter  *starter
 	server   *agent.Server
@@ -165,6 +164,14 @@ func loadModule(path string) error {
 		return err
 	}
 	return nil
+}
+
+// Greet implements agent.ControlHandler. In a copy it is the first that is heard: what
+// need not know which machine it is begins.
+func (g *guest) Greet() {
+	if g.isPrepared && !g.isSetUp {
+		g.rehearsal.begin()
+	}
 }
 
 // Prepared implements agent.ControlHandler.
@@ -242,7 +249,11 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	go g.serveData(device, sync.OnceFunc(func() { close(opened) }))
 	<-opened
 	g.server.RememberRoot()
-	if g.rehearsal, err = g.starter.prepareRehearsal(g.control); err != nil {
+	null, err := g.devices.OpenFile("null", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if g.rehearsal, err = g.starter.prepareRehearsal(null); err != nil {
 		return err
 	}
 	return g.server.PrepareCommand()

@@ -5,7 +5,6 @@ package guest
 import (
 	"debug/elf"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -20,36 +19,22 @@ import (
 // Where the guest is translated, by QEMU's TCG, a copy of a prepared machine has nothing
 // translated yet, and a first command's time is that of the kernel's code on its way. While
 // the copy is set up another processor has nothing to do: it goes that way ahead.
-type rehearsal struct {
-	standby *standby
-	late    int // an eventfd(2) at which it begins at the latest
-}
+type rehearsal struct{ standby *standby }
 
-// prepareRehearsal starts the process. It begins with the first that the host says by the
-// control port, which in a copy is the first of all, and on another processor than who reads it.
-func (s *starter) prepareRehearsal(control *port) (*rehearsal, error) {
+// prepareRehearsal starts the process, with its program as its standard input: it has no
+// other file.
+func (s *starter) prepareRehearsal(null *os.File) (*rehearsal, error) {
 	program, err := rehearsalProgram()
 	if err != nil {
 		return nil, fmt.Errorf("rehearsal: %w", err)
 	}
-	defer program.Close()
-	r := &rehearsal{standby: &standby{child: new(child), stack: make([]byte, childStack)}}
-	if r.late, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("rehearsal: %w", err)
-	}
-	const heard, late = 1, 2 // its descriptors beside the program
-	c := r.standby.child
-	c.cues = &[2]unix.PollFd{{Fd: heard, Events: unix.POLLIN}, {Fd: late, Events: unix.POLLIN}}
-	if err := c.setProgram("/proc/self/fd/0", []string{"rehearsal"}, &agent.ProcAttr{}); err != nil {
+	r := &rehearsal{}
+	s.fork(func() { r.standby, err = newStandby(s.cgroup, []*os.File{program, null, null}) })
+	if err != nil {
 		return nil, err
 	}
-	gone := control.raw.Control(func(fd uintptr) {
-		s.fork(func() {
-			r.standby.pid, err = c.start(r.standby.stack, [3]int{int(program.Fd()), int(fd), r.late}, s.cgroup)
-		})
-	})
-	if err := errors.Join(err, gone); err != nil {
-		return nil, fmt.Errorf("rehearsal: %w", err)
+	if err := r.standby.child.setProgram(fmt.Sprintf("/proc/self/fd/%d", unix.Stdin), []string{"rehearsal"}, &agent.ProcAttr{}); err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -57,12 +42,14 @@ func (s *starter) prepareRehearsal(control *port) (*rehearsal, error) {
 	return r, nil
 }
 
-// await returns when the process shares the memory of PID 1 no more, as it must not when
-// user code runs. Nobody depends on how it ends.
+// begin has it run. It may be called again.
+func (r *rehearsal) begin() { r.standby.tell(orderRun) }
+
+// await has it run, if it does not yet, and returns when it shares the memory of PID 1 no
+// more, as it must when user code runs. Nobody depends on how it ends.
 func (r *rehearsal) await() {
-	unix.Write(r.late, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // should it still wait
-	r.standby.tell(orderRun)
-	unix.Close(r.late)
+	r.begin()
+	r.standby.await()
 }
 
 // rehearsalProgram is the program as a file in memory, for reading.

@@ -39,8 +39,6 @@ type child struct {
 	files [3]int
 	mask  unix.Sigset_t // of signals, as a command is to have it
 
-	cues *[2]unix.PollFd // with one of which it begins, and its program has none of the files; nil: it waits for an order
-
 	relay   *fuse.Relay // one that passes on files is a loop of; nil: it runs a program
 	answers bool        // which of the two
 
@@ -120,7 +118,7 @@ func (s *standby) run(path string, argv []string, attr *agent.ProcAttr) (err err
 		return err
 	}
 	s.tell(orderRun)
-	runtime.KeepAlive(s.child)
+	s.await()
 	if errno := s.child.errno; errno != 0 {
 		return errno
 	}
@@ -151,15 +149,20 @@ func (c *child) setProgram(path string, argv []string, attr *agent.ProcAttr) (er
 func (s *standby) waits() bool { return atomic.LoadUint32(&s.child.sharesMemory) != 0 }
 
 // end ends the process, which runs no program yet.
-func (s *standby) end() { s.tell(orderEnd) }
+func (s *standby) end() {
+	s.tell(orderEnd)
+	s.await()
+}
 
-// tell returns when the process has loaded a program, or ended.
+// tell gives an order, and await returns when the process has loaded a program, or ended.
 func (s *standby) tell(order uint32) {
-	c := s.child
-	atomic.StoreUint32(&c.order, order)
-	unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&c.order)), futexWake|futexPrivate, 1, 0, 0, 0)
+	atomic.StoreUint32(&s.child.order, order)
+	unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&s.child.order)), futexWake|futexPrivate, 1, 0, 0, 0)
+}
+
+func (s *standby) await() {
 	for s.waits() {
-		unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&c.sharesMemory)), futexWait, 1, 0, 0, 0)
+		unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&s.child.sharesMemory)), futexWait, 1, 0, 0, 0)
 	}
 	runtime.KeepAlive(s.stack)
 }
@@ -226,12 +229,8 @@ func (c *child) settle() syscall.Errno {
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETSID, 0, 0, 0); errno != 0 {
 		return errno
 	}
-	flags := uintptr(0)
-	if c.cues != nil {
-		flags = unix.O_CLOEXEC // user code may trace what it runs, and must not come by the control port
-	}
 	for i, fd := range c.files {
-		if _, _, errno := unix.RawSyscall(unix.SYS_DUP3, uintptr(fd), uintptr(i), flags); errno != 0 {
+		if _, _, errno := unix.RawSyscall(unix.SYS_DUP3, uintptr(fd), uintptr(i), 0); errno != 0 {
 			return errno
 		}
 	}
@@ -246,10 +245,7 @@ func (c *child) settle() syscall.Errno {
 //go:nosplit
 //go:noinline
 func (c *child) become() syscall.Errno {
-	if c.cues != nil {
-		unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(c.cues)), uintptr(len(c.cues)), 0, 0, 0, 0)
-	}
-	for c.cues == nil && c.order == orderWait {
+	for c.order == orderWait {
 		unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&c.order)), futexWait|futexPrivate, uintptr(orderWait), 0, 0, 0)
 	}
 	if c.order == orderEnd {

@@ -10,12 +10,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -138,92 +136,5 @@ func TestStandbyWithoutFiles(t *testing.T) {
 	err := again.Run()
 	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != failed {
 		t.Errorf("got %v, want exit status %d", err, failed)
-	}
-}
-
-// What is open in a process that waits for a cue is not in what it becomes.
-func TestStandbyCued(t *testing.T) {
-	ours, host, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ours.Close()
-	defer host.Close()
-	seen := filepath.Join(t.TempDir(), "seen")
-	s := &standby{child: &child{cues: &[2]unix.PollFd{{Fd: 1, Events: unix.POLLIN}, {Fd: 2, Events: unix.POLLIN}}}, stack: make([]byte, childStack)}
-	if err := s.child.setProgram("/bin/sh", []string{"sh", "-c", "ls /proc/self/fd >" + seen}, &agent.ProcAttr{Env: []string{"PATH=" + os.Getenv("PATH")}}); err != nil {
-		t.Fatal(err)
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	fd := int(ours.Fd())
-	if s.pid, err = s.child.start(s.stack, [3]int{fd, fd, fd}, nil); errors.Is(err, unix.ENOSYS) {
-		t.Skip("clone3 is not allowed here")
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := host.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	if got := status(t, s); got != 0 {
-		t.Errorf("ended with %#x", got)
-	}
-	if got, err := os.ReadFile(seen); string(got) != "0\n1\n" { // the folder, and the file
-		t.Errorf("its program has %q open, %v", got, err)
-	}
-}
-
-// A rehearsal begins when the host says something, and leaves that to be read; else when it is
-// waited for.
-func TestRehearsalBegins(t *testing.T) {
-	for _, heard := range []bool{true, false} {
-		ours, host, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ours.Close()
-		defer host.Close()
-		raw, err := ours.SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		s := &starter{forks: make(chan func()), processes: map[int]*process{}}
-		s.someChild.L = &s.mu
-		go func() {
-			runtime.LockOSThread()
-			for fork := range s.forks {
-				fork()
-			}
-		}()
-		defer close(s.forks)
-		r, err := s.prepareRehearsal(&port{ours, raw})
-		if errors.Is(err, unix.ENOSYS) {
-			t.Skip("clone3 is not allowed here")
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		if time.Sleep(10 * time.Millisecond); !r.standby.waits() {
-			t.Fatal("it did not wait")
-		}
-		if heard {
-			if _, err := host.Write([]byte("x")); err != nil {
-				t.Fatal(err)
-			}
-			for until := time.Now().Add(10 * time.Second); r.standby.waits(); {
-				if time.Sleep(time.Millisecond); time.Now().After(until) {
-					t.Fatal("it does not begin")
-				}
-			}
-			if n, err := ours.Read(make([]byte, 2)); n != 1 {
-				t.Errorf("read %d bytes, %v", n, err)
-			}
-		}
-		r.await()
-		if r.standby.waits() {
-			t.Error("it still shares our memory")
-		}
-		if got := status(t, r.standby); got != 0 {
-			t.Errorf("ended with %#x", got)
-		}
 	}
 }
