@@ -35,6 +35,10 @@ func memoryCopy(name, path string) (*os.File, error) {
 		return nil, err
 	}
 	defer from.Close()
+	return memoryFileOf(name, from)
+}
+
+func memoryFileOf(name string, from io.Reader) (*os.File, error) {
 	to, err := memoryFile(name)
 	if err != nil {
 		return nil, err

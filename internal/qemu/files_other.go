@@ -4,6 +4,7 @@ package qemu
 
 import (
 	"errors"
+	"io"
 	"os"
 )
 
@@ -17,6 +18,7 @@ func guestMemory(int) (*os.File, error)        { return nil, errors.ErrUnsupport
 func socketPair(int, string) (ours, theirs *os.File, err error) {
 	return nil, nil, errors.ErrUnsupported
 }
-func duplicateFD(int, string) (*os.File, error) { return nil, errors.ErrUnsupported }
-func reopen(*os.File, int) (*os.File, error)    { return nil, errors.ErrUnsupported }
-func memoryFile(string) (*os.File, error)       { return nil, errors.ErrUnsupported }
+func duplicateFD(int, string) (*os.File, error)        { return nil, errors.ErrUnsupported }
+func reopen(*os.File, int) (*os.File, error)           { return nil, errors.ErrUnsupported }
+func memoryFile(string) (*os.File, error)              { return nil, errors.ErrUnsupported }
+func memoryFileOf(string, io.Reader) (*os.File, error) { return nil, errors.ErrUnsupported }

@@ -39,23 +39,15 @@ func (b *Backend) prepareJail(ctx context.Context, h *hypervisor) (err error) {
 	if err != nil {
 		return err // which says what is missing: it is not the jail's alone
 	}
-	h.first = sync.OnceValues(func() (*os.File, error) { return memoryProgram(guest) })
+	h.first = sync.OnceValues(func() (*os.File, error) {
+		first, err := memoryFileOf("jail", io.NewSectionReader(guest, 0, guest.Size()))
+		if err != nil {
+			return nil, fmt.Errorf("jail: %w", err)
+		}
+		return first, nil
+	})
 	go h.first() // it takes a millisecond, in which there is other work
 	return nil
-}
-
-// memoryProgram is a program as a file in memory.
-func memoryProgram(program *io.SectionReader) (*os.File, error) {
-	file, err := memoryFile("jail")
-	if err == nil {
-		if _, err = io.Copy(file, io.NewSectionReader(program, 0, program.Size())); err != nil {
-			file.Close()
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("jail: %w", err)
-	}
-	return file, nil
 }
 
 // InspectJail confines a QEMU that does nothing but tell its version, and returns what
