@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -136,5 +137,49 @@ func TestStandbyWithoutFiles(t *testing.T) {
 	err := again.Run()
 	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != failed {
 		t.Errorf("got %v, want exit status %d", err, failed)
+	}
+}
+
+// A rehearsal waits until it is to begin, or until somebody waits for it.
+func TestRehearsal(t *testing.T) {
+	for _, told := range []bool{true, false} {
+		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer null.Close()
+		s := &starter{forks: make(chan func())}
+		s.someChild.L = &s.mu
+		go func() {
+			runtime.LockOSThread()
+			for fork := range s.forks {
+				fork()
+			}
+		}()
+		defer close(s.forks)
+		r, err := s.prepareRehearsal(null)
+		if errors.Is(err, unix.ENOSYS) {
+			t.Skip("clone3 is not allowed here")
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if time.Sleep(10 * time.Millisecond); !r.standby.waits() {
+			t.Fatal("it did not wait")
+		}
+		if told {
+			r.begin()
+			for until := time.Now().Add(10 * time.Second); r.standby.waits(); time.Sleep(time.Millisecond) {
+				if time.Now().After(until) {
+					t.Fatal("it does not begin")
+				}
+			}
+		}
+		r.await()
+		if r.standby.waits() {
+			t.Error("it still shares our memory")
+		}
+		if got := status(t, r.standby); got != 0 {
+			t.Errorf("ended with %#x", got)
+		}
 	}
 }
