@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/matchlock/matchlock/api"
@@ -100,6 +102,29 @@ func TestTerminalsLastByte(t *testing.T) {
 		if n := strings.Count(output, "x"); n != 20000 || !strings.HasSuffix(output, "xlast\r\n") {
 			t.Fatalf("run %d: %d of 20000 bytes, and the end is %q", i, n, output[max(0, len(output)-20):])
 		}
+	}
+}
+
+// late is a terminal whose last bytes come after it was said to be closed.
+type late struct{ closed, read bool }
+
+func (l *late) Read(p []byte) (int, error) {
+	if !l.closed || l.read {
+		l.closed = true
+		return 0, &os.PathError{Op: "read", Path: "terminal", Err: syscall.EIO}
+	}
+	l.read = true
+	return copy(p, "last"), nil
+}
+
+func TestTerminalSaysMoreOnceClosed(t *testing.T) {
+	var l late
+	p := make([]byte, 10)
+	if n, err := readOutput(&l, p); string(p[:n]) != "last" || err != nil {
+		t.Errorf("read %q, %v", p[:n], err)
+	}
+	if n, err := readOutput(&l, p); n != 0 || !errors.Is(err, syscall.EIO) {
+		t.Errorf("at the end: read %d bytes, %v", n, err)
 	}
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"sync"
 	"syscall"
@@ -254,7 +255,7 @@ func (s *Server) pump(kind byte, o *output, l *listener, drained func()) {
 	var err error
 	for err == nil {
 		var n int
-		n, err = o.file.Read(space)
+		n, err = readOutput(o.file, space)
 		if n > 0 {
 			say(n)
 		}
@@ -277,6 +278,17 @@ func (s *Server) pump(kind byte, o *output, l *listener, drained func()) {
 	if alive {
 		s.drop(o.file)
 	}
+}
+
+// readOutput reads a command's output. That a terminal is closed (EIO) must be said
+// twice: Linux looks whether something has come before it looks whether the terminal
+// is closed, and misses what somebody writes and closes in between.
+func readOutput(r io.Reader, p []byte) (int, error) {
+	n, err := r.Read(p)
+	if errors.Is(err, unix.EIO) {
+		n, err = r.Read(p)
+	}
+	return n, err
 }
 
 // holds is how many bytes can be read at once.
