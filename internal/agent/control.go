@@ -396,7 +396,6 @@ func (c *Control) exchange(kind byte, body []byte) ([]byte, error) {
 // A ControlHandler does in the guest what comes in by the control port: one
 // request at a time.
 type ControlHandler interface {
-	Greet() // is told of a hello
 	Prepared() bool
 	IsSetUp() bool
 	Prepare(*Preparation) error
@@ -456,7 +455,7 @@ func handleControl(h ControlHandler, kind byte, body []byte) (answer []byte, err
 		e.Bool(h.Prepared())
 		e.Bool(h.IsSetUp())
 		answer = e.Encoded()
-		act = func() error { h.Greet(); return nil }
+		act = func() error { return nil }
 	case controlPrepare:
 		preparation := decodePreparation(d)
 		act = func() error { return h.Prepare(preparation) }

@@ -166,14 +166,6 @@ func loadModule(path string) error {
 	return nil
 }
 
-// Greet implements agent.ControlHandler. In a copy it is the first that is heard: what
-// need not know which machine it is begins.
-func (g *guest) Greet() {
-	if g.isPrepared && !g.isSetUp {
-		g.rehearsal.begin()
-	}
-}
-
 // Prepared implements agent.ControlHandler.
 func (g *guest) Prepared() bool { return g.isPrepared }
 
@@ -249,11 +241,14 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	go g.serveData(device, sync.OnceFunc(func() { close(opened) }))
 	<-opened
 	g.server.RememberRoot()
-	null, err := g.devices.OpenFile("null", os.O_RDWR, 0)
+	if device, err = waitForPort(wire.BeginPortName); err != nil {
+		return err
+	}
+	begin, err := openPortOfChild(g.devices, device)
 	if err != nil {
 		return err
 	}
-	if g.rehearsal, err = g.starter.prepareRehearsal(null); err != nil {
+	if g.rehearsal, err = g.starter.prepareRehearsal(begin); err != nil {
 		return err
 	}
 	return g.server.PrepareCommand()
@@ -268,7 +263,7 @@ func (g *guest) Setup(s *agent.Setup) error {
 		return errors.New("set up before, or not prepared")
 	}
 	g.isSetUp = true
-	defer g.rehearsal.await()
+	defer g.rehearsal.end()
 	params := g.params
 	if s.Params != "" {
 		var err error

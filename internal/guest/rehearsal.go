@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -18,22 +19,28 @@ import (
 //
 // Where the guest is translated, by QEMU's TCG, a copy of a prepared machine has nothing
 // translated yet, and a first command's time is that of the kernel's code on its way. While
-// the copy is set up another processor has nothing to do: it goes that way ahead.
-type rehearsal struct{ standby *standby }
+// the copy is set up another processor has nothing to do: it goes that way ahead. It is
+// the host that has it begin, at a port of its own: PID 1 hears of what it is to do only
+// when much more has been translated.
+type rehearsal struct {
+	standby *standby
+	begin   *os.File // stays open: that it is closed would be news to the kernel, and to the host
+}
 
-// prepareRehearsal starts the process, with its program as its standard input: it has no
-// other file.
-func (s *starter) prepareRehearsal(null *os.File) (*rehearsal, error) {
+// prepareRehearsal starts the process, which begins when something can be read from
+// begin. Its program is its standard input: it has no other file.
+func (s *starter) prepareRehearsal(begin *os.File) (*rehearsal, error) {
 	program, err := rehearsalProgram()
 	if err != nil {
 		return nil, fmt.Errorf("rehearsal: %w", err)
 	}
-	r := &rehearsal{}
-	s.fork(func() { r.standby, err = newStandby(s.cgroup, []*os.File{program, null, null}) })
-	if err != nil {
+	c := &child{listens: true}
+	if err := c.setProgram(fmt.Sprintf("/proc/self/fd/%d", unix.Stdin), []string{"rehearsal"}, &agent.ProcAttr{}); err != nil {
 		return nil, err
 	}
-	if err := r.standby.child.setProgram(fmt.Sprintf("/proc/self/fd/%d", unix.Stdin), []string{"rehearsal"}, &agent.ProcAttr{}); err != nil {
+	r := &rehearsal{begin: begin}
+	s.fork(func() { r.standby, err = c.standby(s.cgroup, []*os.File{program, begin, program}) })
+	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -42,13 +49,13 @@ func (s *starter) prepareRehearsal(null *os.File) (*rehearsal, error) {
 	return r, nil
 }
 
-// begin has it run. It may be called again.
-func (r *rehearsal) begin() { r.standby.tell(orderRun) }
-
-// await has it run, if it does not yet, and returns when it shares the memory of PID 1 no
-// more, as it must when user code runs. Nobody depends on how it ends.
-func (r *rehearsal) await() {
-	r.begin()
+// end returns when the process shares the memory of PID 1 no more, as it must when user
+// code runs. In a machine that is no copy it has not begun, and never does. Nobody
+// depends on how it ends.
+func (r *rehearsal) end() {
+	if r.standby.waits() && atomic.LoadUint32(&r.standby.child.heard) == 0 {
+		unix.Kill(r.standby.pid, unix.SIGKILL)
+	}
 	r.standby.await()
 }
 

@@ -42,7 +42,10 @@ type child struct {
 	relay   *fuse.Relay // one that passes on files is a loop of; nil: it runs a program
 	answers bool        // which of the two
 
-	order        uint32 // futex; what follows is valid once it is orderRun
+	listens bool   // it runs its program when it hears something at its descriptor 1
+	heard   uint32 // what that was; 0: nothing yet
+
+	order        uint32 // futex, if it does not listen; what follows is valid once it is orderRun
 	path, dir    *byte  // dir is nil for the present one, "/"
 	argv, env    **byte
 	credential   *agent.Credential // nil: the present one, root's
@@ -64,7 +67,12 @@ const childStack = 16 << 10
 // newStandby starts one. The calling thread's restraints are the process's; it
 // must be locked to its goroutine.
 func newStandby(cgroup *os.File, files []*os.File) (*standby, error) {
-	s := &standby{files: slices.Clone(files), child: new(child), stack: make([]byte, childStack)}
+	return new(child).standby(cgroup, files)
+}
+
+// standby makes c one.
+func (c *child) standby(cgroup *os.File, files []*os.File) (*standby, error) {
+	s := &standby{files: slices.Clone(files), child: c, stack: make([]byte, childStack)}
 	var fds [3]int
 	for i, f := range files {
 		fds[i] = int(f.Fd())
@@ -245,6 +253,11 @@ func (c *child) settle() syscall.Errno {
 //go:nosplit
 //go:noinline
 func (c *child) become() syscall.Errno {
+	if c.listens {
+		// What it hears is nothing but that. Where it cannot, it is at its end soon.
+		unix.RawSyscall(unix.SYS_READ, uintptr(unix.Stdout), uintptr(unsafe.Pointer(&c.heard)), 1)
+		c.order = orderRun
+	}
 	for c.order == orderWait {
 		unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&c.order)), futexWait|futexPrivate, uintptr(orderWait), 0, 0, 0)
 	}

@@ -140,14 +140,15 @@ func TestStandbyWithoutFiles(t *testing.T) {
 	}
 }
 
-// A rehearsal waits until it is to begin, or until somebody waits for it.
+// A rehearsal waits until something comes by its port, or until nobody needs it.
 func TestRehearsal(t *testing.T) {
 	for _, told := range []bool{true, false} {
-		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		port, host, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer null.Close()
+		defer port.Close()
+		defer host.Close()
 		s := &starter{forks: make(chan func())}
 		s.someChild.L = &s.mu
 		go func() {
@@ -157,7 +158,7 @@ func TestRehearsal(t *testing.T) {
 			}
 		}()
 		defer close(s.forks)
-		r, err := s.prepareRehearsal(null)
+		r, err := s.prepareRehearsal(port)
 		if errors.Is(err, unix.ENOSYS) {
 			t.Skip("clone3 is not allowed here")
 		} else if err != nil {
@@ -166,20 +167,24 @@ func TestRehearsal(t *testing.T) {
 		if time.Sleep(10 * time.Millisecond); !r.standby.waits() {
 			t.Fatal("it did not wait")
 		}
+		want := unix.WaitStatus(unix.SIGKILL)
 		if told {
-			r.begin()
+			want = 0
+			if _, err := host.Write([]byte{1}); err != nil {
+				t.Fatal(err)
+			}
 			for until := time.Now().Add(10 * time.Second); r.standby.waits(); time.Sleep(time.Millisecond) {
 				if time.Now().After(until) {
 					t.Fatal("it does not begin")
 				}
 			}
 		}
-		r.await()
+		r.end()
 		if r.standby.waits() {
 			t.Error("it still shares our memory")
 		}
-		if got := status(t, r.standby); got != 0 {
-			t.Errorf("ended with %#x", got)
+		if got := status(t, r.standby); got != want {
+			t.Errorf("ended with %#x, want %#x", got, want)
 		}
 	}
 }

@@ -25,7 +25,6 @@ type mute struct {
 }
 
 func (*mute) Prepared() bool                     { return true }
-func (*mute) Greet()                             {}
 func (*mute) IsSetUp() bool                      { return false }
 func (*mute) Setup(*agent.Setup) error           { return nil }
 func (*mute) Pause(context.Context) error        { return nil }

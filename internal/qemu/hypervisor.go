@@ -154,6 +154,9 @@ func (h *hypervisor) startInstance(ctx context.Context, state io.Reader, trial b
 	defer child.close()
 	if err == nil && state != nil {
 		err = i.hand(state, child)
+		if err == nil && h.snapshot == nil {
+			err = i.wake()
+		}
 	}
 	if err != nil {
 		return nil, err

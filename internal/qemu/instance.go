@@ -28,11 +28,12 @@ type instance struct {
 	watches  sync.WaitGroup  // of what the monitor says
 	monitor  *os.File        // our end of QMP's connection, until qmp is on it
 
-	mu   sync.Mutex
-	qmp  *qmp
-	ctl  net.Conn // until it is handed out
-	fs   net.Conn // likewise
-	data net.Conn // until the multiplexer is on it; nil: not yet connected
+	mu    sync.Mutex
+	qmp   *qmp
+	ctl   net.Conn // until it is handed out
+	fs    net.Conn // likewise
+	begin net.Conn // see wake
+	data  net.Conn // until the multiplexer is on it; nil: not yet connected
 
 	sessionMu sync.Mutex
 	session   *session // made by the first dial
@@ -108,6 +109,10 @@ func newInstance(console *console, dir string, dataLater bool) (*instance, *chil
 		return nil, child, err
 	}
 	child.own(child.fs)
+	if i.begin, child.begin, err = portPair(wire.BeginPortName); err != nil {
+		return nil, child, err
+	}
+	child.own(child.begin)
 	if i.monitor, child.qmp, err = socketPair(socketStream, "qmp"); err != nil {
 		return nil, child, err
 	}
@@ -142,6 +147,13 @@ func (i *instance) hand(state io.Reader, child *childEnds) error {
 		io.Copy(ours, state) // fails when the process has ended, or not started
 	})
 	return nil
+}
+
+// wake has something waiting for a guest that goes on from where it was prepared: what
+// it can do before it is told more it begins with that.
+func (i *instance) wake() error {
+	_, err := i.begin.Write([]byte{1})
+	return err
 }
 
 // dataSocket is the socket of a data port that is connected later, in the
@@ -329,7 +341,7 @@ func (i *instance) close() {
 		i.qmp.Close()
 		i.watches.Wait()
 	}
-	for _, conn := range []net.Conn{i.ctl, i.data, i.fs} {
+	for _, conn := range []net.Conn{i.ctl, i.data, i.fs, i.begin} {
 		if conn != nil {
 			conn.Close()
 		}

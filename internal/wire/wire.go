@@ -9,7 +9,7 @@ package wire
 
 // Version numbers the agreement. Host and guest binary are built together; a
 // differing version is refused at the first hello.
-const Version = 6
+const Version = 7
 
 // Service ports of the guest. Only the host dials.
 const (
@@ -26,7 +26,8 @@ const (
 
 // Names of the virtio-serial ports.
 const (
-	DataPortName    = "matchlock.data" // a Mux: everything that runs by streams
-	ControlPortName = "matchlock.ctl"  // one request and answer at a time, idle otherwise
-	FilesPortName   = "matchlock.fs"   // what the guest's kernel asks of the host's files
+	DataPortName    = "matchlock.data"  // a Mux: everything that runs by streams
+	ControlPortName = "matchlock.ctl"   // one request and answer at a time, idle otherwise
+	FilesPortName   = "matchlock.fs"    // what the guest's kernel asks of the host's files
+	BeginPortName   = "matchlock.begin" // a byte from the host, to a machine that goes on from where it was prepared
 )

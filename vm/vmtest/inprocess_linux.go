@@ -123,7 +123,6 @@ func (h *inProcess) DialVsock(ctx context.Context, port uint32) (net.Conn, error
 }
 
 func (h *inProcess) Prepared() bool                     { return false }
-func (h *inProcess) Greet()                             {}
 func (h *inProcess) IsSetUp() bool                      { return false }
 func (h *inProcess) Prepare(p *agent.Preparation) error { return nil } // the host is as it is
 func (h *inProcess) Setup(s *agent.Setup) error         { h.server.AddEnv(s.Env); return nil }

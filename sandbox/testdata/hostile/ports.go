@@ -51,7 +51,6 @@ type guest struct {
 
 // What the host asks for is done, and is nothing.
 func (g *guest) Prepared() bool                   { return true }
-func (g *guest) Greet()                           {}
 func (g *guest) IsSetUp() bool                    { return false }
 func (g *guest) Prepare(*agent.Preparation) error { return nil }
 func (g *guest) Renew(*agent.Setup) error         { return nil }
