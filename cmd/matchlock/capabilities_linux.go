@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"syscall"
 	"unsafe"
 
@@ -36,20 +35,15 @@ func dropCapabilities() error {
 	if set == have {
 		return nil
 	}
-	for c := 0; ; c++ {
-		if slices.Contains(kept, c) {
-			continue
-		}
-		_, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(c), 0)
-		if errno == unix.EINVAL {
-			break // past the last of this kernel
-		} else if errno == unix.ENOTSUP {
-			return nil // a test, which is built with cgo
-		} else if errno != 0 {
-			return fmt.Errorf("drop capability %d: %w", c, errno)
-		}
+	// Then no program that it runs gets more than it has, as root would (capabilities(7)). To
+	// drop them from the bounding set does the same by 30 calls, each of which stops all threads.
+	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
+	if errno == unix.ENOTSUP {
+		return nil // a test, which is built with cgo
+	} else if errno != 0 {
+		return fmt.Errorf("no_new_privs: %w", errno)
 	}
-	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&set[0])), 0)
+	_, _, errno = syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&set[0])), 0)
 	if errno != 0 {
 		return fmt.Errorf("capset: %w", errno)
 	}
