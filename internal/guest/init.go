@@ -241,14 +241,11 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	go g.serveData(device, sync.OnceFunc(func() { close(opened) }))
 	<-opened
 	g.server.RememberRoot()
-	if device, err = waitForPort(wire.BeginPortName); err != nil {
-		return err
-	}
-	begin, err := openPortOfChild(g.devices, device)
+	port, err := openUnpolled(g.devices, g.files.port)
 	if err != nil {
 		return err
 	}
-	if g.rehearsal, err = g.starter.prepareRehearsal(begin); err != nil {
+	if g.rehearsal, err = g.starter.prepareRehearsal(port); err != nil {
 		return err
 	}
 	return g.server.PrepareCommand()

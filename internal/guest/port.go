@@ -54,22 +54,18 @@ func openPort(devices *os.Root, device string) (*port, error) {
 	return &port{file, raw}, nil
 }
 
-// openPortOfChild opens a port that a child reads, and which is its alone: of two that
-// wait for a port, one takes what would wake the other. So the runtime's poller must
-// know nothing of it.
-func openPortOfChild(devices *os.Root, device string) (*os.File, error) {
-	file, err := devices.OpenFile(device, os.O_RDONLY, 0)
+// openUnpolled opens a device that is no business of the runtime's, whose poller waits for
+// all that it opens: who reads it waits by itself. Of two that wait for a port, one takes
+// what would wake the other.
+func openUnpolled(devices *os.Root, device string) (*os.File, error) {
+	dir, err := devices.Open(".")
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close() // leaves the poller
-	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	defer dir.Close()
+	fd, err := unix.Openat(int(dir.Fd()), device, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
-	}
-	if err := unix.SetNonblock(fd, false); err != nil {
-		unix.Close(fd)
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", device, err)
 	}
 	return os.NewFile(uintptr(fd), device), nil
 }

@@ -20,16 +20,16 @@ import (
 // Where the guest is translated, by QEMU's TCG, a copy of a prepared machine has nothing
 // translated yet, and a first command's time is that of the kernel's code on its way. While
 // the copy is set up another processor has nothing to do: it goes that way ahead. It is
-// the host that has it begin, at a port of its own: PID 1 hears of what it is to do only
-// when much more has been translated.
+// the host that has it begin, at the port of files, which nobody else reads yet: PID 1 hears
+// of what it is to do only when much more has been translated.
 type rehearsal struct {
 	standby *standby
-	begin   *os.File // stays open: that it is closed would be news to the kernel, and to the host
+	port    *os.File // that of files, for whom it stays open
 }
 
-// prepareRehearsal starts the process, which begins when something can be read from
-// begin. Its program is its standard input: it has no other file.
-func (s *starter) prepareRehearsal(begin *os.File) (*rehearsal, error) {
+// prepareRehearsal starts the process, which begins when something can be read from the
+// port. Its program is its standard input: it has no other file.
+func (s *starter) prepareRehearsal(port *os.File) (*rehearsal, error) {
 	program, err := rehearsalProgram()
 	if err != nil {
 		return nil, fmt.Errorf("rehearsal: %w", err)
@@ -38,8 +38,8 @@ func (s *starter) prepareRehearsal(begin *os.File) (*rehearsal, error) {
 	if err := c.setProgram(fmt.Sprintf("/proc/self/fd/%d", unix.Stdin), []string{"rehearsal"}, &agent.ProcAttr{}); err != nil {
 		return nil, err
 	}
-	r := &rehearsal{begin: begin}
-	s.fork(func() { r.standby, err = c.standby(s.cgroup, []*os.File{program, begin, program}) })
+	r := &rehearsal{port: port}
+	s.fork(func() { r.standby, err = c.standby(s.cgroup, []*os.File{program, port, program}) })
 	if err != nil {
 		return nil, err
 	}
@@ -53,10 +53,28 @@ func (s *starter) prepareRehearsal(begin *os.File) (*rehearsal, error) {
 // code runs. In a machine that is no copy it has not begun, and never does. Nobody
 // depends on how it ends.
 func (r *rehearsal) end() {
-	if r.standby.waits() && atomic.LoadUint32(&r.standby.child.heard) == 0 {
+	heard := atomic.LoadUint32(&r.standby.child.heard) != 0 || !r.standby.waits()
+	if !heard {
 		unix.Kill(r.standby.pid, unix.SIGKILL)
 	}
 	r.standby.await()
+	if !heard {
+		r.forget()
+	}
+}
+
+// forget reads what the process was told too late, as files have another use for the port.
+func (r *rehearsal) forget() {
+	fds := []unix.PollFd{{Fd: int32(r.port.Fd()), Events: unix.POLLIN}}
+	var told [16]byte
+	for range told {
+		if ready, err := unix.Poll(fds, 0); ready == 0 || err != nil && err != unix.EINTR {
+			return
+		}
+		if n, _ := unix.Read(int(fds[0].Fd), told[:]); n <= 0 { // nobody is connected
+			return
+		}
+	}
 }
 
 // rehearsalProgram is the program as a file in memory, for reading.

@@ -140,9 +140,10 @@ func TestStandbyWithoutFiles(t *testing.T) {
 	}
 }
 
-// A rehearsal waits until something comes by its port, or until nobody needs it.
+// A rehearsal waits until something comes by its port, or until nobody needs it. What it
+// did not hear is not left for others.
 func TestRehearsal(t *testing.T) {
-	for _, told := range []bool{true, false} {
+	for _, told := range []string{"", "in time", "too late"} {
 		port, host, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
@@ -168,11 +169,19 @@ func TestRehearsal(t *testing.T) {
 			t.Fatal("it did not wait")
 		}
 		want := unix.WaitStatus(unix.SIGKILL)
-		if told {
-			want = 0
+		if told == "too late" {
+			unix.Kill(r.standby.pid, unix.SIGSTOP)
+			if _, err := unix.Wait4(r.standby.pid, nil, unix.WUNTRACED, nil); err != nil { // until it stands still
+				t.Fatal(err)
+			}
+		}
+		if told != "" {
 			if _, err := host.Write([]byte{1}); err != nil {
 				t.Fatal(err)
 			}
+		}
+		if told == "in time" {
+			want = 0
 			for until := time.Now().Add(10 * time.Second); r.standby.waits(); time.Sleep(time.Millisecond) {
 				if time.Now().After(until) {
 					t.Fatal("it does not begin")
@@ -184,7 +193,11 @@ func TestRehearsal(t *testing.T) {
 			t.Error("it still shares our memory")
 		}
 		if got := status(t, r.standby); got != want {
-			t.Errorf("ended with %#x, want %#x", got, want)
+			t.Errorf("told %q it ended with %#x, want %#x", told, got, want)
+		}
+		host.Close()
+		if n, err := port.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("told %q it left %d bytes, %v", told, n, err)
 		}
 	}
 }

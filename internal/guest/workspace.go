@@ -120,22 +120,14 @@ const hostPlace = "/run"
 
 // mountHost mounts it and starts those who pass on what is asked.
 func (g *guest) mountHost(user string) error {
-	dir, err := g.devices.Open(".")
+	device, err := openUnpolled(g.devices, "fuse")
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	// Neither is Go's: its poller would have them return at once.
-	var fds [2]int
-	for i, name := range []string{"fuse", g.files.port} {
-		fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		defer unix.Close(fd) // the loops have their own
-		fds[i] = fd
-	}
-	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", fds[0])
+	defer device.Close() // the loops have their own
+	port := g.rehearsal.port
+	defer port.Close() // likewise
+	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", device.Fd())
 	if err := unix.Mount("matchlock", hostPlace, "fuse", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
 		return err
 	}
@@ -143,10 +135,10 @@ func (g *guest) mountHost(user string) error {
 	if owner.UID, owner.GID, err = g.server.Account(user); err != nil {
 		owner = workspace.Owner{} // the first command will say why
 	}
-	if err := g.files.relay.Hello(fds[1], owner); err != nil {
+	if err := g.files.relay.Hello(int(port.Fd()), owner); err != nil {
 		return err
 	}
-	if err := g.files.start(g.starter, fds[0], fds[1]); err != nil {
+	if err := g.files.start(g.starter, int(device.Fd()), int(port.Fd())); err != nil {
 		return err
 	}
 	return g.files.readAhead()

@@ -28,12 +28,11 @@ type instance struct {
 	watches  sync.WaitGroup  // of what the monitor says
 	monitor  *os.File        // our end of QMP's connection, until qmp is on it
 
-	mu    sync.Mutex
-	qmp   *qmp
-	ctl   net.Conn // until it is handed out
-	fs    net.Conn // likewise
-	begin net.Conn // see wake
-	data  net.Conn // until the multiplexer is on it; nil: not yet connected
+	mu   sync.Mutex
+	qmp  *qmp
+	ctl  net.Conn // until it is handed out
+	fs   net.Conn // likewise
+	data net.Conn // until the multiplexer is on it; nil: not yet connected
 
 	sessionMu sync.Mutex
 	session   *session // made by the first dial
@@ -109,10 +108,6 @@ func newInstance(console *console, dir string, dataLater bool) (*instance, *chil
 		return nil, child, err
 	}
 	child.own(child.fs)
-	if i.begin, child.begin, err = portPair(wire.BeginPortName); err != nil {
-		return nil, child, err
-	}
-	child.own(child.begin)
 	if i.monitor, child.qmp, err = socketPair(socketStream, "qmp"); err != nil {
 		return nil, child, err
 	}
@@ -150,9 +145,10 @@ func (i *instance) hand(state io.Reader, child *childEnds) error {
 }
 
 // wake has something waiting for a guest that goes on from where it was prepared: what
-// it can do before it is told more it begins with that.
+// it can do before it is told more it begins with that. No other port would do as well:
+// at each a process of its own waits, and one more costs the guest half a MiB.
 func (i *instance) wake() error {
-	_, err := i.begin.Write([]byte{1})
+	_, err := i.fs.Write([]byte{1})
 	return err
 }
 
@@ -341,7 +337,7 @@ func (i *instance) close() {
 		i.qmp.Close()
 		i.watches.Wait()
 	}
-	for _, conn := range []net.Conn{i.ctl, i.data, i.fs, i.begin} {
+	for _, conn := range []net.Conn{i.ctl, i.data, i.fs} {
 		if conn != nil {
 			conn.Close()
 		}

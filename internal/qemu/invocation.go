@@ -52,7 +52,6 @@ type channels struct {
 	console       *os.File // stream socket, the guest's first serial port
 	data, control *os.File // stream sockets, the guest's virtio-serial ports
 	fs            *os.File // likewise, the one of files
-	begin         *os.File // likewise, see instance.wake
 	dataLater     bool     // data is not connected, but listens
 	link          *os.File // datagram socket, the guest's network; nil: none
 	monitor       *os.File // listening stream socket, a second QMP for a person; nil: none
@@ -98,8 +97,7 @@ func (h *hypervisor) invocation(ch channels) *invocation {
 		c.add("-chardev", fmt.Sprintf("socket,id=monitor,fd=%d,server=on,wait=off", c.fd(ch.monitor)), "-mon", "chardev=monitor,mode=control")
 	}
 	c.add("-chardev", fmt.Sprintf("socket,id=console,fd=%d", c.fd(ch.console)), "-serial", "chardev:console")
-	c.add("-device", "virtio-serial-device,max_ports=5") // port 0 is a console, which there is none of
-	c.serialPort("begin", wire.BeginPortName, ch.begin, false)
+	c.add("-device", "virtio-serial-device,max_ports=4") // port 0 is a console, which there is none of
 	c.serialPort("data", wire.DataPortName, ch.data, ch.dataLater)
 	c.serialPort(controlID, wire.ControlPortName, ch.control, false)
 	c.serialPort("fs", wire.FilesPortName, ch.fs, false)

@@ -26,8 +26,9 @@ const (
 
 // Names of the virtio-serial ports.
 const (
-	DataPortName    = "matchlock.data"  // a Mux: everything that runs by streams
-	ControlPortName = "matchlock.ctl"   // one request and answer at a time, idle otherwise
-	FilesPortName   = "matchlock.fs"    // what the guest's kernel asks of the host's files
-	BeginPortName   = "matchlock.begin" // a byte from the host, to a machine that goes on from where it was prepared
+	DataPortName    = "matchlock.data" // a Mux: everything that runs by streams
+	ControlPortName = "matchlock.ctl"  // one request and answer at a time, idle otherwise
+	// What the guest's kernel asks of the host's files; before any of that a byte from the
+	// host, if the machine goes on from where one was prepared.
+	FilesPortName = "matchlock.fs"
 )
