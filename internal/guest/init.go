@@ -232,6 +232,9 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	if err := g.warmUp(); err != nil {
 		return err
 	}
+	if err := watchSeldom(); err != nil {
+		return err
+	}
 	// A copy finds the port open, and nothing that was said on it.
 	device, err := waitForPort(wire.DataPortName)
 	if err != nil {

@@ -3,9 +3,13 @@
 package guest
 
 import (
+	"fmt"
 	"io"
+	"math"
 	"os"
+	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -62,6 +66,30 @@ func haveThreads() {
 }
 
 const idleThreads = 6
+
+// watchSeldom has the runtime's watchman, sysmon of Go's runtime/proc.go, wake when
+// something else does, or after 5 ms. While anything goes on it sleeps for 20 µs at a time,
+// and each time is a timer and an interrupt: where those are emulated, a twentieth of a
+// start. It is the first thread that the runtime makes. The slack of its timers, see
+// timerslack_ns in proc(5), is inherited by those that it makes, so there must be enough:
+// see haveThreads.
+func watchSeldom() error {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	watchman := math.MaxInt
+	for _, task := range tasks {
+		if id, err := strconv.Atoi(task.Name()); err == nil && id != os.Getpid() {
+			watchman = min(watchman, id)
+		}
+	}
+	slack := strconv.FormatInt(int64(5*time.Millisecond), 10)
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/timerslack_ns", watchman), []byte(slack), 0); err != nil {
+		return fmt.Errorf("the runtime's watchman: %w", err)
+	}
+	return nil
+}
 
 // lookAtPrograms looks at the programs that the image has, so that the kernel
 // knows where they are: which one is the first is not known yet.
