@@ -57,7 +57,7 @@ func TestConfigValidate(t *testing.T) {
 		{"CPUs not a number", func(c *Config) { c.CPUs = math.NaN() }, "CPUs NaN"},
 		{"more CPUs than the host has", func(c *Config) { c.CPUs = float64(runtime.NumCPU()) + 0.1 }, "the host has"},
 		{"infinite CPUs", func(c *Config) { c.CPUs = math.Inf(1) }, "the host has"},
-		{"too little memory", func(c *Config) { c.Memory = 16 << 20 }, "memory 16 MiB: a guest needs at least 96 MiB to boot"},
+		{"too little memory", func(c *Config) { c.Memory = 16 << 20 }, "memory 16 MiB: a guest needs at least 112 MiB to boot"},
 		{"ragged memory", func(c *Config) { c.Memory = 512<<20 + 1 }, "not a multiple of 1 MiB"},
 		{"negative memory", func(c *Config) { c.Memory = -1 << 20 }, "a guest needs at least"},
 		{"tiny disk", func(c *Config) { c.DiskSize = 1 << 20 }, "disk size 1 MiB: at least 64 MiB"},

@@ -14,7 +14,7 @@ func ExampleConfig_Validate() {
 	fmt.Println(config.Validate())
 	// Output:
 	// working directory "src": not an absolute path
-	// memory 16 MiB: a guest needs at least 96 MiB to boot
+	// memory 16 MiB: a guest needs at least 112 MiB to boot
 }
 
 // In JSON, as in a project's file, parts with a flag are the flag's text.

@@ -229,8 +229,8 @@ git fsck --strict 2>&1`},
 	}
 }
 
-// An image of more layers than a machine has disks. 96 MiB is the least memory
-// that is allowed, and two processors need a little of it more than one.
+// An image of more layers than a machine has disks, in the least memory that is allowed,
+// of which two processors need a little more than one.
 func TestVMSixtyLayers(t *testing.T) {
 	p := newPlace(t)
 	s := p.start(t, api.Config{Image: p.image(t, "layers-60"), Memory: api.MinMemory, CPUs: 2})
@@ -245,7 +245,7 @@ func TestVMSixtyLayers(t *testing.T) {
 	if diff := cmp.Diff(want, strings.Fields(output(t, s, "sh", "-c", "ls /layers | sort -n | sed '/top/d'; echo top"))); diff != "" {
 		t.Errorf("files in /layers (-want +got):\n%s", diff)
 	}
-	t.Logf("%s of 96 MiB", output(t, s, "grep", "MemAvailable", "/proc/meminfo"))
+	t.Logf("%s of %s", output(t, s, "grep", "MemAvailable", "/proc/meminfo"), api.FormatSize(api.MinMemory))
 }
 
 // noThreadLeft has a command start all threads that it can. The next one is

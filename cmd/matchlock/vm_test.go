@@ -241,7 +241,7 @@ func TestVMRefusals(t *testing.T) {
 		{"half a gzip", nil, []string{"image", "import", "x", write("half.tar.gz", packed[:len(packed)/2], 0o600)}, "unexpected EOF", ""},
 		{"no archive", nil, []string{"image", "import", "x", "/etc/passwd"}, "tar", ""},
 
-		{"little memory", nil, []string{"run", "-m", "95", "busybox", "true"}, "memory 95 MiB: a guest needs at least 96 MiB to boot", ""},
+		{"little memory", nil, []string{"run", "-m", "111", "busybox", "true"}, "memory 111 MiB: a guest needs at least 112 MiB to boot", ""},
 		{"more memory than there is", nil, []string{"run", "-m", "100000g", "busybox", "true"}, "the host has", ""},
 		{"no number of CPUs", nil, []string{"run", "--cpus", "abc", "busybox", "true"}, `--cpus "abc": not a positive number`, "run --help"},
 		{"negative CPUs", nil, []string{"run", "--cpus", "-1", "busybox", "true"}, `--cpus "-1": not a positive number`, "run --help"},
