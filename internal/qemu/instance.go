@@ -145,8 +145,8 @@ func (i *instance) hand(state io.Reader, child *childEnds) error {
 }
 
 // wake has something waiting for a guest that goes on from where it was prepared: what
-// it can do before it is told more it begins with that. No other port would do as well:
-// at each a process of its own waits, and one more costs the guest half a MiB.
+// it can do before it is told more it begins with that. At the port of files nobody else
+// waits yet; one more port would cost the guest half a MiB.
 func (i *instance) wake() error {
 	_, err := i.fs.Write([]byte{1})
 	return err
