@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -90,20 +91,33 @@ const priority = -10
 // goFirst gives all threads of this program their priority; those to come inherit
 // it.
 func goFirst() error {
-	tasks, err := os.ReadDir("/proc/self/task")
+	ids, err := threads()
 	if err != nil {
 		return err
 	}
-	for _, task := range tasks {
-		id, err := strconv.Atoi(task.Name())
-		if err == nil {
-			err = unix.Setpriority(unix.PRIO_PROCESS, id, priority)
-		}
-		if err != nil && !errors.Is(err, unix.ESRCH) {
+	for _, id := range ids {
+		if err := unix.Setpriority(unix.PRIO_PROCESS, id, priority); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("priority: %w", err)
 		}
 	}
 	return nil
+}
+
+// threads are those of this program, the oldest first.
+func threads() (ids []int, err error) {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return nil, err
+	}
+	for _, task := range tasks {
+		id, err := strconv.Atoi(task.Name())
+		if err != nil {
+			return nil, fmt.Errorf("thread: %w", err)
+		}
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids, nil
 }
 
 // guest is the one guest there is. The control port calls its methods one at a

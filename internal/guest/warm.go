@@ -5,7 +5,6 @@ package guest
 import (
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"strconv"
 	"sync"
@@ -74,18 +73,12 @@ const idleThreads = 6
 // timerslack_ns in proc(5), is inherited by those that it makes, so there must be enough:
 // see haveThreads.
 func watchSeldom() error {
-	tasks, err := os.ReadDir("/proc/self/task")
+	ids, err := threads()
 	if err != nil {
 		return err
 	}
-	watchman := math.MaxInt
-	for _, task := range tasks {
-		if id, err := strconv.Atoi(task.Name()); err == nil && id != os.Getpid() {
-			watchman = min(watchman, id)
-		}
-	}
 	slack := strconv.FormatInt(int64(5*time.Millisecond), 10)
-	if err := os.WriteFile(fmt.Sprintf("/proc/%d/timerslack_ns", watchman), []byte(slack), 0); err != nil {
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/timerslack_ns", ids[1]), []byte(slack), 0); err != nil {
 		return fmt.Errorf("the runtime's watchman: %w", err)
 	}
 	return nil
