@@ -212,7 +212,7 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	if g.stillness, err = newStillness(g.starter); err != nil {
 		return err
 	}
-	if err := g.files.prepare(); err != nil {
+	if err := g.files.prepare(g.devices); err != nil {
 		return err
 	}
 	if err := assembleRoot(params.Root); err != nil {
@@ -258,11 +258,7 @@ func (g *guest) Prepare(p *agent.Preparation) error {
 	go g.serveData(device, sync.OnceFunc(func() { close(opened) }))
 	<-opened
 	g.server.RememberRoot()
-	port, err := openUnpolled(g.devices, g.files.port)
-	if err != nil {
-		return err
-	}
-	if g.rehearsal, err = g.starter.prepareRehearsal(port); err != nil {
+	if g.rehearsal, err = g.starter.prepareRehearsal(g.files.port); err != nil {
 		return err
 	}
 	return g.server.PrepareCommand()

@@ -24,7 +24,7 @@ import (
 // of what it is to do only when much more has been translated.
 type rehearsal struct {
 	standby *standby
-	port    *os.File // that of files, for whom it stays open
+	port    *os.File // that of files
 }
 
 // prepareRehearsal starts the process, which begins when something can be read from the

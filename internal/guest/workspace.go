@@ -22,7 +22,7 @@ import (
 // processes of ours that pass on what is asked of it. They share PID 1's memory and
 // nothing else of it, so no command, and nothing in PID 1, can hold them up.
 type files struct {
-	port   string   // its device
+	port   *os.File // that of a rehearsal before, see there
 	bdi    *os.Root // what the kernel lets be said of file systems: /sys is read-only later
 	relay  *fuse.Relay
 	loops  [2]child
@@ -32,8 +32,12 @@ type files struct {
 
 // prepare makes what needs no host. Memory that the host reaches must stay where it
 // is, which huge pages do.
-func (f *files) prepare() (err error) {
-	if f.port, err = waitForPort(wire.FilesPortName); err != nil {
+func (f *files) prepare(devices *os.Root) error {
+	device, err := waitForPort(wire.FilesPortName)
+	if err != nil {
+		return err
+	}
+	if f.port, err = openUnpolled(devices, device); err != nil {
 		return err
 	}
 	// It may have been loaded with what a link needs, or be built in.
@@ -125,7 +129,7 @@ func (g *guest) mountHost(user string) error {
 		return err
 	}
 	defer device.Close() // the loops have their own
-	port := g.rehearsal.port
+	port := g.files.port
 	defer port.Close() // likewise
 	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", device.Fd())
 	if err := unix.Mount("matchlock", hostPlace, "fuse", unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
